@@ -1,0 +1,1 @@
+"""Puzzle-CAM: the library half that the stage scripts share."""
