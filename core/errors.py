@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 
 class InputError(Exception):
     """Bad input. The message is one line that names the file and the remedy."""
 
+    def __init__(self, message: str):
+        # A DataLoader re-raises a worker's exception with its whole traceback as the message.
+        super().__init__(message.rsplit("InputError: ", 1)[-1].strip())
+
+
+def _terminate(signum: int, _: FrameType | None) -> None:
+    sys.exit(128 + signum)  # unwinds, so that worker processes and temporary files go
+
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a script's `main()`; an `InputError`, a full disk or Ctrl-C ends it in one line, no traceback.
+    """Run a script's `main()`; bad input, a full disk or Ctrl-C ends it in one line.
 
-    Exit status: 1 for bad input or a failing file system, 130 for Ctrl-C.
+    Exit status: 1 for bad input or a failing file system, 130 for Ctrl-C, 143 for SIGTERM.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; start the same command again to go on", file=sys.stderr)
-        # Skip interpreter teardown: worker processes got the same signal and end by themselves.
-        os._exit(130)
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        sys.exit(f"error: {error.strerror or error}{where}")
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror or error}; the same command goes on from here")

@@ -1,0 +1,199 @@
+"""One dataset layout for VOC, SBD, synthetic and own data; the training views made of it.
+
+    ROOT/JPEGImages/<id>.jpg                       (.jpeg and .png do as well)
+    ROOT/ImageSets/Segmentation/<split>.txt        one id a line
+    ROOT/labels.txt  or  ROOT/Annotations/<id>.xml image-level labels
+    ROOT/SegmentationClass/<id>.png                ground truth, where there is any
+    ROOT/classes.txt                               class names, one a line (VOC's 20 otherwise)
+
+Nothing here assumes 20 classes or that masks exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core import files, images, transforms
+from core.errors import InputError
+
+VOC_CLASSES = (  # noqa: SIM905 - reads better than twenty quoted words
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
+    "person pottedplant sheep sofa train tvmonitor"
+).split()
+
+
+def check_name(name: str, path: Path, what: str) -> str:
+    """Return an id or class name that is safe as part of a file name, or raise InputError."""
+    bad = not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", name)
+    if bad or len(name.encode("utf-8", "replace")) > 200:
+        raise InputError(f"{path}: {what} {name[:80]!r} cannot be part of a file name; rename it")
+    return name
+
+
+def _lines(path: Path, remedy: str) -> list[str]:
+    return [line.strip() for line in files.read_text(path, remedy).splitlines() if line.strip()]
+
+
+class DataRoot:
+    """A data set in the layout above. Class index 0 is the background, 1..C the named classes.
+
+    Attributes:
+        root: the folder. classes: the C foreground names in index order.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        if not root.is_dir():
+            raise InputError(f"{root}: no such directory; give the data root with --data")
+        if not (root / "JPEGImages").is_dir():
+            raise InputError(f"{root / 'JPEGImages'}: no such directory; see data/README.md")
+        path = root / "classes.txt"
+        self.classes: list[str] = VOC_CLASSES
+        if path.exists():
+            self.classes = [check_name(n, path, "class") for n in _lines(path, "list the classes")]
+            if not 1 <= len(self.classes) <= 254 or len(set(self.classes)) < len(self.classes):
+                raise InputError(f"{path}: needs 1 to 254 class names, each once")
+            if "background" in self.classes:
+                raise InputError(f"{path}: leave 'background' out; it is always label 0")
+
+    @property
+    def n_labels(self) -> int:
+        """Number of pixel labels: the classes and the background."""
+        return len(self.classes) + 1
+
+    def ids(self, split: str) -> list[str]:
+        """The ids of a split, in the order of its list.
+
+        Raises:
+            InputError: no such list, an empty one, an id twice or one unfit as a file name.
+        """
+        path = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        ids = _lines(path, "tools/prepare_voc.py writes VOC's lists; see data/README.md")
+        if not ids:
+            raise InputError(f"{path}: the split is empty; list one image id a line")
+        if len(set(ids)) < len(ids):
+            twice = next(i for i in ids if ids.count(i) > 1)
+            raise InputError(f"{path}: id {twice!r} is listed twice; remove one")
+        return [check_name(i, path, "id") for i in ids]
+
+    def image_path(self, image_id: str) -> Path:
+        """The image of an id, whichever extension it has."""
+        for extension in images.EXTENSIONS:
+            path = self.root / "JPEGImages" / f"{image_id}{extension}"
+            if path.is_file():
+                return path
+        path = self.root / "JPEGImages" / f"{image_id}.jpg"
+        raise InputError(f"{path}: no such image, yet its id is in the list")
+
+    def mask_path(self, image_id: str, folder: str = "SegmentationClass") -> Path:
+        """The ground-truth label map of an id."""
+        return self.root / folder / f"{image_id}.png"
+
+    def image_labels(self, ids: Sequence[str]) -> dict[str, list[int]]:
+        """Sorted class indices (1..C) in each image, from `labels.txt` or the VOC annotations.
+
+        Raises:
+            InputError: an image without labels, an unknown class, a damaged file.
+        """
+        path = self.root / "labels.txt"
+        index = {name: i for i, name in enumerate(self.classes, 1)}
+        found = self._read_labels_txt(path) if path.exists() else None
+        labels = {}
+        for image_id in ids:
+            source = path if found is not None else self.root / "Annotations" / f"{image_id}.xml"
+            names = found.get(image_id) if found is not None else read_annotation(source)
+            if not names:
+                raise InputError(f"{source}: no class for {image_id!r}; add its image-level labels")
+            unknown = sorted(set(names) - index.keys())
+            if unknown:
+                known = ", ".join(self.classes[:6])
+                raise InputError(
+                    f"{source}: unknown class {unknown[0]!r}; classes.txt lists the known "
+                    f"(VOC's 20 without it): {known} ..."
+                )
+            labels[image_id] = sorted({index[name] for name in names})
+        return labels
+
+    @staticmethod
+    def _read_labels_txt(path: Path) -> dict[str, list[str]]:
+        """`id class class ...` a line; with tabs between where an id or class holds spaces."""
+        labels: dict[str, list[str]] = {}
+        for line in _lines(path, "list `id class class ...`"):
+            image_id, *names = line.split("\t") if "\t" in line else line.split()
+            if image_id in labels:
+                raise InputError(f"{path}: {image_id!r} is listed twice; keep one line")
+            labels[image_id.strip()] = [name.strip() for name in names if name.strip()]
+        return labels
+
+    def digest(self, ids: Sequence[str], labels: dict[str, list[int]] | None = None) -> str:
+        """A digest of the class names, the ids and (where given) the image-level labels."""
+        rows = (f"{i} {labels[i]}" if labels is not None else i for i in ids)
+        return files.digest_text([*self.classes, "", *rows])
+
+    def masks_digest(self, ids: Sequence[str]) -> str:
+        """A digest of the ground-truth masks of `ids`."""
+        return files.digest_files([self.mask_path(i) for i in ids])
+
+
+def read_annotation(path: Path) -> list[str]:
+    """Class names of the objects in a VOC annotation, 'difficult' ones included.
+
+    Raises:
+        InputError: missing, damaged, or with a DTD (VOC files have none; entities can expand).
+    """
+    text = files.read_text(path, "restore the annotation or write labels.txt", max_bytes=4 << 20)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise InputError(f"{path}: annotations with a DTD are refused; remove it")
+    try:
+        root = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError):
+        raise InputError(f"{path}: damaged XML; restore the annotation") from None
+    names = [element.findtext("name", "").strip() for element in root.iter("object")]
+    return [name for name in names if name]
+
+
+class TrainingViews(torch.utils.data.Dataset):
+    """Random training views of the images, addressed by draw = epoch * len(ids) + position.
+
+    The randomness of a view depends on (seed, draw) alone: not on workers, ranks or where a run was
+    interrupted. An item is (image, box, target): uint8 (3, crop, crop), the int64 (4,) box `top,
+    left, bottom, right` the photograph fills, and the target: float (C,) image labels, or, where
+    `label_folder` is given, the uint8 (crop, crop) label map, 255 outside the photograph.
+    """
+
+    def __init__(
+        self,
+        data: DataRoot,
+        ids: Sequence[str],
+        view: transforms.RandomView,
+        seed: int,
+        labels: dict[str, list[int]] | None = None,
+        label_folder: Path | None = None,
+    ):
+        self.data, self.ids, self.view, self.seed = data, list(ids), view, seed
+        self.labels, self.label_folder = labels, label_folder
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, draw: int) -> tuple[Tensor, Tensor, Tensor]:
+        epoch, position = divmod(draw, len(self.ids))
+        image_id = self.ids[position]
+        rng = np.random.default_rng((self.seed, epoch, position))
+        image = images.read_image(self.data.image_path(image_id))
+        if self.label_folder is None:
+            view, _, box = self.view(image, None, rng)
+            target = torch.zeros(len(self.data.classes))
+            target[[c - 1 for c in self.labels[image_id]]] = 1
+            return view, box, target
+        path = self.label_folder / f"{image_id}.png"
+        label = images.read_label(path, self.data.n_labels, tuple(image.shape[1:]))
+        view, label, box = self.view(image, torch.from_numpy(label), rng)
+        return view, box, label

@@ -1,0 +1,106 @@
+"""Writing files so that nobody ever sees half of one, and telling what a file or folder holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from core.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well.
+
+    The data reach the disk before the name does, so a crash leaves the old file or the new one.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, all of it or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, all of it or nothing."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_text(path: Path, remedy: str, max_bytes: int = 64 << 20) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        InputError: the file is missing, larger than `max_bytes` or not UTF-8.
+    """
+    try:
+        if path.stat().st_size > max_bytes:
+            raise InputError(f"{path}: over {max_bytes >> 20} MiB, not what it should be; {remedy}")
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; {remedy}") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise InputError(f"{path}: not a file; {remedy}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; {remedy}") from None
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: the file is missing, damaged or holds something else than an object.
+    """
+    try:
+        value = json.loads(read_text(path, remedy))
+    except (json.JSONDecodeError, RecursionError):
+        raise InputError(f"{path}: damaged or not JSON; {remedy}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object; {remedy}")
+    return value
+
+
+def digest_text(parts: Iterable[str]) -> str:
+    """SHA-256 (first 16 hex digits) of text parts in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 (first 16 hex digits) of a file's bytes.
+
+    Raises:
+        InputError: the file is missing.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such file") from None
+    return digest.hexdigest()[:16]
+
+
+def digest_files(paths: Iterable[Path]) -> str:
+    """One digest of many files: their names and bytes, whatever the order given."""
+    ordered = sorted(paths)
+    with ThreadPoolExecutor(8) as pool:  # hashing and reading both release the GIL
+        digests = pool.map(digest_file, ordered)
+        return digest_text(f"{p.name} {d}" for p, d in zip(ordered, digests, strict=True))

@@ -1,0 +1,96 @@
+"""What the inference stages share: batches of equal-sized images, read ahead by processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from core import distributed, images
+from core.cam import pyramid
+from core.datasets import DataRoot
+from core.errors import InputError
+from core.parallel import ignore_interrupts
+
+
+def equal_size_batches(data: DataRoot, ids: Sequence[str], batch_images: int) -> list[list[str]]:
+    """Group ids whose images have the same size, at most `batch_images` a group.
+
+    The grouping does not depend on the number of processes nor on what is done already, so every
+    way of running a stage computes each image in the same batch and gives the same bytes.
+    """
+    by_size: dict[tuple[int, int], list[str]] = {}
+    for image_id in ids:
+        by_size.setdefault(images.image_size(data.image_path(image_id)), []).append(image_id)
+    return [
+        group[i : i + batch_images]
+        for group in by_size.values()
+        for i in range(0, len(group), batch_images)
+    ]
+
+
+def remaining(groups: Sequence[list[str]], outputs: Sequence[tuple[Path, str]]) -> list[list[str]]:
+    """This process's share of the groups, without those whose files are all there.
+
+    Args:
+        outputs: (directory, suffix) of the files that each id gets.
+    """
+
+    def done(image_id: str) -> bool:
+        return all((folder / f"{image_id}{suffix}").exists() for folder, suffix in outputs)
+
+    todo = [group for group in groups if not all(map(done, group))]
+    distributed.barrier()  # everyone has looked before anyone writes
+    return distributed.share(todo)
+
+
+def read_pyramids(data: DataRoot, group: Sequence[str], scales: Sequence[float]) -> list[Tensor]:
+    """Read images of equal size: per scale their bicubic copies, uint8 (B, 3, h, w)."""
+    pyramids = [
+        pyramid(images.as_array(images.read_image(data.image_path(i))), scales) for i in group
+    ]
+    return [torch.stack(copies) for copies in zip(*pyramids, strict=True)]
+
+
+class _Prepared(Dataset):
+    def __init__(self, groups: Sequence[Any], prepare: Callable[[Any], Any]):
+        self.groups, self.prepare = groups, prepare
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.prepare(self.groups[index])
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def read_ahead(groups: Sequence[Any], prepare: Callable[[Any], Any], workers: int) -> Iterator[Any]:
+    """Yield prepare(group) in order, computed ahead by `workers` processes.
+
+    Raises:
+        InputError: from `prepare`, or when a loader process was killed.
+    """
+    loader = DataLoader(
+        _Prepared(groups, prepare),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_same,
+        worker_init_fn=ignore_interrupts,
+        prefetch_factor=4 if workers else None,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a loader process was killed (out of memory or /dev/shm?); lower --workers and start "
+            "again: finished images are kept"
+        ) from None

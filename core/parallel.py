@@ -1,0 +1,91 @@
+"""Work for several CPU processes: the dense CRF of one image after another."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+import torch
+
+from core.errors import InputError
+
+R = TypeVar("R")
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def ignore_interrupts(_: int = 0) -> None:
+    """Start of a worker process: Ctrl-C is the parent's to handle; one thread is its share."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def _start_process() -> None:
+    ignore_interrupts()
+    # PR_SET_PDEATHSIG: a killed parent takes its workers along, none is left behind.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _start_stream() -> None:
+    torch.cuda.set_stream(torch.cuda.Stream())
+
+
+class Pool:
+    """Workers that keep a bounded number of images in flight.
+
+    On a CPU these are processes, by default one per core; jobs 1 works in the calling process. On a
+    GPU they are threads, each with its own CUDA stream, so that small kernels overlap.
+    """
+
+    def __init__(self, jobs: int, device: torch.device | None = None):
+        self.executor: Executor | None = None
+        self.jobs = jobs or cpu_count()
+        if device is not None and device.type == "cuda":
+            self.jobs = jobs or 4
+            self.executor = ThreadPoolExecutor(self.jobs, initializer=_start_stream)
+        elif self.jobs > 1:
+            # Not fork: the parent may hold CUDA and OpenMP threads.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["core.crf", "core.cam", "core.metrics"])
+            self.executor = ProcessPoolExecutor(self.jobs, context, _start_process)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=True)
+
+    def map(self, function: Callable[..., R], tasks: Iterable[tuple[Any, ...]]) -> Iterator[R]:
+        """Yield function(*task) in order; tasks are drawn as places get free.
+
+        Raises:
+            InputError: from a task, or when a worker process was killed.
+        """
+        if self.executor is None:
+            yield from (function(*task) for task in tasks)
+            return
+        waiting: deque[Future[R]] = deque()
+        try:
+            for task in tasks:
+                waiting.append(self.executor.submit(function, *task))
+                if len(waiting) > 4 * self.jobs:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise InputError(
+                "a CRF process was killed (out of memory?); lower --jobs and start again: finished "
+                "images are kept"
+            ) from None

@@ -1,0 +1,256 @@
+"""What a run was told, where it ran and what it saw: `run.json`, `log.jsonl`, and the lock."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from core import distributed, files
+from core.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pydensecrf2")
+# Options that change where and how fast a run goes, not what it computes. Paths of inputs are
+# compared by what they hold (the digests), not by name.
+EXECUTION = {
+    "data",
+    "out",
+    "device",
+    "workers",
+    "jobs",
+    "overwrite",
+    "save_every",
+    "log_every",
+    "json",
+    "labels",
+    "cams",
+    "affinity",
+    "checkpoint",
+    "weights",
+    "save_scores",
+    "compile",
+    "save_predictions",
+    "batch_images",
+}
+# What the stages leave in their directories; `--overwrite` removes these and nothing else.
+ARTEFACTS = ("*.npz", "*.png", "*.pt", "log.jsonl", "run.json", ".*.tmp", "labels/*.png")
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The resolved options that decide what a run computes, as JSON values."""
+    chosen = {k: v for k, v in vars(args).items() if k not in EXECUTION}
+    return json.loads(json.dumps(chosen, default=str))
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The settings that differ, `name old -> new`, comma-separated; empty where none does."""
+    names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+    return ", ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in names)
+
+
+def environment(device: torch.device | str) -> dict[str, Any]:
+    """Versions, machine and git commit."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {
+        "versions": versions,
+        "git": _git_commit(),
+        "device": str(device),
+        "device_name": name,
+        "cpus": os.cpu_count(),
+        "processes": distributed.world_size(),
+    }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), "CPU")
+
+
+def outputs_digest(folder: Path, pattern: str, stage: str) -> str:
+    """Digest of a finished stage's files, for the stage after it.
+
+    Raises:
+        InputError: not a directory of that stage, or one that was not finished.
+    """
+    record = files.read_json(folder / "run.json", f"give a directory that {stage} made")
+    if record.get("stage") != stage:
+        raise InputError(f"{folder}: made by {record.get('stage')}, not by {stage}")
+    if record.get("finished") is not True:
+        raise InputError(f"{folder}: {stage} has not finished there; start it again")
+    return files.digest_files(folder.glob(pattern))
+
+
+class Run:
+    """A stage's output directory, held by one process group at a time.
+
+    Making one takes the lock, refuses a directory made with other settings, and writes
+    `run.json`; `finished` then says whether everything is there already. Use it with `with`.
+
+    Args:
+        inputs: digest of each input (data, CAMs, checkpoint ...), compared like a setting.
+        resolved: facts worth recording that are not options (e.g. the AMP type "auto" became).
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        out: Path,
+        args: argparse.Namespace,
+        device: torch.device,
+        inputs: dict[str, str],
+        resolved: dict[str, Any] | None = None,
+    ):
+        self.stage, self.out, self.device = stage, out, device
+        self.began = time.monotonic()
+        self.record: dict[str, Any] = {
+            "stage": stage,
+            "argv": sys.argv,
+            "settings": settings_of(args),
+            "inputs": inputs,
+            "arguments": json.loads(json.dumps(vars(args), default=str)),
+            "resolved": resolved or {},
+            "seed": getattr(args, "seed", None),
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": 0.0,
+            "finished": False,
+            **environment(device),
+        }
+        self._lock: IO[str] | None = None
+        state = 0
+        if distributed.is_main():
+            self._take_lock()
+            try:
+                state = self._open(getattr(args, "overwrite", False))
+            except BaseException:
+                self.__exit__()
+                raise
+        self.finished = distributed.agree(state, device) == 1
+        if self.finished and distributed.is_main():
+            print(f"{out}: already there, made with these settings; nothing to do", flush=True)
+
+    @property
+    def path(self) -> Path:
+        """The run.json of this run."""
+        return self.out / "run.json"
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take_lock(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.out / ".lock", "w")  # noqa: SIM115 - held for the run's life
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be written ({error.strerror})") from None
+        try:
+            # A POSIX lock: unlike flock's it is not inherited by worker processes, which may
+            # outlive a killed run for some seconds.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            self._lock.close()
+            raise InputError(f"{self.out}: another process is writing there; wait for it") from None
+
+    def _open(self, overwrite: bool) -> int:
+        """Compare with what is there; 1 if the run is complete already."""
+        if overwrite:
+            self._clear()
+        if self.path.exists():
+            old = files.read_json(self.path, "start anew with --overwrite")
+            self._refuse_if_other(old)
+            if old.get("finished") is True:
+                self.record = old
+                return 1
+            self.record["seconds"] = float(old.get("seconds") or 0)
+        elif any(name for name in os.listdir(self.out) if not name.startswith(".")):
+            raise InputError(f"{self.out}: holds files but no run.json; choose an empty directory")
+        self._write()
+        return 0
+
+    def _refuse_if_other(self, old: dict[str, Any]) -> None:
+        if old.get("stage") != self.stage:
+            raise InputError(f"{self.out}: made by {old.get('stage')}; choose another --out")
+        for what in ("settings", "inputs"):
+            before = old.get(what) if isinstance(old.get(what), dict) else {}
+            changed = difference(before, self.record[what])
+            if changed:
+                raise InputError(
+                    f"{self.out}: made with other {what} ({changed}); choose another --out, or "
+                    "start anew with --overwrite"
+                )
+
+    def _clear(self) -> None:
+        if not self.path.exists():
+            return  # not a directory of ours: _open refuses it if it holds anything
+        for pattern in ARTEFACTS:
+            for path in self.out.glob(pattern):
+                path.unlink()
+
+    def _write(self) -> None:
+        files.write_json(self.path, self.record)
+
+    def finish(self, **results: Any) -> None:
+        """Record results and the wall time, and mark the run complete. Rank 0 only acts."""
+        distributed.barrier()
+        if distributed.is_main():
+            seconds = self.record["seconds"] + time.monotonic() - self.began
+            self.record["seconds"] = round(seconds, 1)
+            if self.device.type == "cuda":
+                results["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.device)
+            self.record.update(results=results, finished=True)
+            self._write()
+        distributed.barrier()
+
+
+class Log:
+    """`log.jsonl`: one JSON object a row, free of clock times, so that a resumed run's is equal."""
+
+    def __init__(self, path: Path, keep_bytes: int):
+        """Open for appending after cutting the file to its first `keep_bytes` bytes."""
+        self.path = path
+        path.touch()
+        os.truncate(path, min(keep_bytes, path.stat().st_size))
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row; it is on disk when this returns."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def bytes(self) -> int:
+        """Length of the file."""
+        return self.path.stat().st_size

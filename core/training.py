@@ -1,0 +1,344 @@
+"""What the three trainings share: parameter groups, the poly schedule, the step, exact resume."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from core import checkpoint, distributed
+from core.errors import InputError
+from core.files import digest_file
+from core.parallel import ignore_interrupts
+from core.runlog import Log, Run
+
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+def poly_lr(step: int, max_step: int, base: float, power: float = 0.9) -> float:
+    """base * (1 - step / max_step) ** power; from the last step on it stays as it is."""
+    return base * (1 - min(step, max_step - 1) / max_step) ** power
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
+    """The recipe's four groups: pretrained x1, biases x2, new layers x10, their biases x20.
+
+    "weight" and "bias" go by parameter name, BatchNorm included; the backbone is what is
+    pretrained. Biases have no weight decay. Each group carries its factor as `scale`.
+    """
+    groups = {
+        (new, bias): {
+            "params": [],
+            "scale": (10 if new else 1) * (2 if bias else 1),
+            "weight_decay": 0.0 if bias else weight_decay,
+        }
+        for new in (False, True)
+        for bias in (False, True)
+    }
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            key = (not name.startswith("backbone."), name.endswith("bias"))
+            groups[key]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def amp_type(choice: str, device: torch.device) -> str:
+    """Resolve --amp: "auto" is bf16 where the hardware multiplies it fast, "off" elsewhere."""
+    if choice != "auto":
+        return choice
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text()
+        if "avx512_bf16" in flags or "amx_bf16" in flags:
+            return "bf16"
+    return "off"
+
+
+def autocast(amp: str, device: torch.device) -> torch.autocast:
+    """The autocast context of a resolved --amp."""
+    return torch.autocast(device.type, AMP_TYPES[amp], enabled=AMP_TYPES[amp] is not None)
+
+
+def set_determinism(deterministic: bool, device: torch.device) -> None:
+    """--deterministic, or cuDNN's fastest convolutions."""
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+class GlobalBatches(Sampler[list[int]]):
+    """This process's part of every global batch from step `start` to `stop`, across epochs.
+
+    The order depends on (seed, epoch) alone, the last partial batch is dropped, and a draw is
+    epoch * n_images + position (see `datasets.TrainingViews`), so a resumed run or one of another
+    number of processes sees the same views in the same batches.
+    """
+
+    def __init__(self, n_images: int, batch_size: int, seed: int, start: int, stop: int):
+        self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
+        self.start, self.stop = start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch = self.n_images // self.batch_size
+        part = self.batch_size // distributed.world_size()
+        first = part * distributed.rank()
+        order, ordered_epoch = None, -1
+        for step in range(self.start, self.stop):
+            epoch, number = divmod(step, per_epoch)
+            if epoch != ordered_epoch:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.n_images)
+                ordered_epoch = epoch
+            begin = number * self.batch_size + first
+            yield [epoch * self.n_images + int(i) for i in order[begin : begin + part]]
+
+
+def check_batch(args: argparse.Namespace, n_images: int) -> int:
+    """Return the steps of the whole training, or say which option cannot be.
+
+    Raises:
+        InputError: fewer than 2 images, a batch larger than the data set or one that the
+            processes and parts do not divide.
+    """
+    if n_images < 2:
+        raise InputError(f"{args.data}: split {args.split!r} has {n_images} image; at least 2")
+    if args.batch_size > n_images:
+        raise InputError(
+            f"--batch-size {args.batch_size} is larger than the {n_images} images of split "
+            f"{args.split!r}; lower it"
+        )
+    parts = distributed.world_size() * args.accumulate
+    if args.batch_size % parts:
+        raise InputError(
+            f"--batch-size {args.batch_size} is not divisible by {distributed.world_size()} "
+            f"processes x --accumulate {args.accumulate}"
+        )
+    if args.sides[0] > args.sides[1]:
+        raise InputError(f"--sides {args.sides[0]} {args.sides[1]}: the smaller one comes first")
+    return args.epochs * (n_images // args.batch_size)
+
+
+def weights_digest(args: argparse.Namespace) -> str:
+    """What --weights stands for: its keyword, or the digest of the file."""
+    keyword = args.weights in ("none", "imagenet")
+    return args.weights if keyword else digest_file(Path(args.weights))
+
+
+def resolved(args: argparse.Namespace, device: torch.device) -> dict[str, int | str]:
+    """What run.json records beside the options: the AMP type and how many images a BN sees."""
+    parts = args.accumulate * (1 if args.sync_bn else distributed.world_size())
+    return {"amp": amp_type(args.amp, device), "bn_batch": args.batch_size // parts}
+
+
+class Trainer:
+    """SGD on one of the three networks; goes on from `OUT/last.pt` where there is one.
+
+        trainer = Trainer(run, network, args, max_step)
+        for batch in trainer.batches(dataset):
+            trainer.update(batch, loss)          # loss(*part) -> (scalar, terms to log)
+        trainer.finish(classes)
+
+    Attributes:
+        step: updates done. amp: the resolved autocast type. model: what `loss` must call
+            (the network, perhaps compiled or wrapped for several processes).
+    """
+
+    def __init__(self, run: Run, network: nn.Module, args: argparse.Namespace, max_step: int):
+        self.run, self.args, self.max_step, self.device = run, args, max_step, run.device
+        self.amp = amp_type(args.amp, self.device)
+        self.world = distributed.world_size()
+        if args.sync_bn:
+            if self.device.type != "cuda":
+                raise InputError("--sync-bn needs GPUs")
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+        groups = parameter_groups(self.network, args.weight_decay)
+        self.optimizer = torch.optim.SGD(
+            groups,
+            lr=args.lr,
+            momentum=args.momentum,
+            nesterov=args.momentum > 0,
+            fused=self.device.type == "cuda" or None,
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
+        self.step, self.pending, log_bytes = 0, [], 0
+        self.names: list[str] = []
+        last = run.out / "last.pt"
+        if last.exists():
+            log_bytes = self._resume(last)
+        self.log = Log(run.out / "log.jsonl", log_bytes) if distributed.is_main() else None
+        self.model = self._wrap(self.network)
+
+    def _wrap(self, network: nn.Module) -> nn.Module:
+        if self.args.compile:
+            network = torch.compile(network)
+        if self.world > 1:
+            # Each process keeps its own BatchNorm statistics (rank 0's are saved), as with the
+            # DataParallel of the released code; broadcasting would rewrite them between forwards.
+            devices = [self.device] if self.device.type == "cuda" else None
+            network = DistributedDataParallel(network, devices, broadcast_buffers=False)
+        return network
+
+    def _resume(self, path: Path) -> int:
+        state = checkpoint.load(path)
+        wanted = {"step", "network", "optimizer", "scaler", "pending", "names", "log_bytes"}
+        if not wanted <= state.keys():
+            raise InputError(f"{path}: not the last.pt of a training; remove it to start anew")
+        checkpoint.load_weights(self.network, state["network"], str(path))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.names = state["step"], state["names"]
+        self.pending = list(state["pending"].to(self.device))
+        return state["log_bytes"]
+
+    def batches(self, dataset: Dataset) -> Iterator[list[Tensor]]:
+        """Batches on the device from the current step to the last, behind a progress bar.
+
+        Raises:
+            InputError: a bad image or label map, or a loader process that was killed.
+        """
+        args = self.args
+        sampler = GlobalBatches(len(dataset), args.batch_size, args.seed, self.step, self.max_step)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=args.workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
+            prefetch_factor=4 if args.workers else None,
+        )
+        self.bar = tqdm(
+            total=self.max_step,
+            initial=self.step,
+            unit="step",
+            dynamic_ncols=True,
+            desc=self.run.stage,
+            disable=not distributed.is_main(),
+        )
+        self.network.train()
+        with self.bar:
+            try:
+                ahead: list[Tensor] | None = None
+                for batch in loader:  # one batch is copied while the one before is computed
+                    batch = [t.to(self.device, non_blocking=True) for t in batch]
+                    if ahead is not None:
+                        yield ahead
+                    ahead = batch
+                if ahead is not None:
+                    yield ahead
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise InputError(
+                    "a loader process was killed (out of memory or /dev/shm?); lower --workers and "
+                    "start again: the run goes on from its last checkpoint"
+                ) from None
+
+    def update(self, batch: list[Tensor], loss: Loss) -> None:
+        """One SGD step: forward and backward over the parts of the batch, then the update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = poly_lr(self.step, self.max_step, self.args.lr) * group["scale"]
+        # Dropout's randomness is a function of the step too: nothing to save, nothing to restore.
+        torch.manual_seed((self.args.seed * 1_000_003 + self.step) * 4099 + distributed.rank())
+        parts = self.args.accumulate
+        rows = []
+        for number, part in enumerate(zip(*(t.chunk(parts) for t in batch), strict=True)):
+            together = self.world == 1 or number == parts - 1
+            with contextlib.nullcontext() if together else self.model.no_sync():
+                with autocast(self.amp, self.device):
+                    value, terms = loss(*part)
+                self.scaler.scale(value / parts).backward()
+            terms = {"loss": value.detach(), **terms}
+            rows.append(
+                torch.stack(
+                    [torch.as_tensor(t).detach().float().to(self.device) for t in terms.values()]
+                )
+            )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.names = list(terms)
+        self.pending.append(torch.stack(rows).mean(0))
+        self.step += 1
+        self.bar.update()
+        every = self.args.save_every or max(1, self.max_step // self.args.epochs)
+        if self.step % self.args.log_every == 0 or self.step == self.max_step:
+            self._write_row()
+        if self.step % every == 0 or self.step == self.max_step:
+            self.save()
+
+    def _check_finite(self) -> np.ndarray:
+        """The logged terms since the last row, (steps, terms), mean over processes.
+
+        This is the only place that waits for the GPU.
+
+        Raises:
+            InputError: NaN or inf, naming the step, the terms and the last good checkpoint.
+        """
+        rows = distributed.total(torch.stack(self.pending)).div(self.world).cpu().double().numpy()
+        bad = ~np.isfinite(rows).all(1)
+        if bad.any():
+            first = int(np.argmax(bad))
+            step = self.step - len(rows) + first
+            terms = ", ".join(f"{n} {v:.4g}" for n, v in zip(self.names, rows[first], strict=True))
+            self._stop(f"the loss is not finite at step {step} ({terms})")
+        return rows
+
+    def _stop(self, what: str) -> None:
+        last = self.run.out / "last.pt"
+        good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint yet"
+        raise InputError(f"{what}; {good}; lower --lr or try --amp off")
+
+    def _write_row(self) -> None:
+        rows = self._check_finite()
+        means = dict(zip(self.names, rows.mean(0).tolist(), strict=True))
+        self.pending = []
+        if self.log is not None:
+            lr = poly_lr(self.step - 1, self.max_step, self.args.lr)
+            epoch = self.step * self.args.epochs / self.max_step
+            self.log.write({"step": self.step, "epoch": round(epoch, 4), "lr": lr, **means})
+            self.bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
+
+    def save(self) -> None:
+        """Write `last.pt`, everything a later start needs."""
+        if self.pending:
+            self._check_finite()
+        sums = torch.stack([p.detach().sum() for p in self.network.parameters()])
+        if not sums.isfinite().all():
+            self._stop(f"the weights are not finite after step {self.step - 1}")
+        if not distributed.is_main():
+            return
+        pending = torch.stack(self.pending) if self.pending else torch.zeros(0)
+        checkpoint.save(
+            self.run.out / "last.pt",
+            {
+                "step": self.step,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "pending": pending.cpu(),
+                "names": self.names,
+                "log_bytes": self.log.bytes(),
+            },
+        )
+
+    def finish(self, classes: list[str]) -> Path:
+        """Write `model.pt` and return its path."""
+        path = self.run.out / "model.pt"
+        if distributed.is_main():
+            checkpoint.save_model(path, self.network, classes)
+        return path

@@ -1,0 +1,78 @@
+"""Joint image and mask augmentation on uint8 tensors, and normalisation on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from core.images import IGNORE
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, of RGB in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
+
+class RandomView:
+    """Resize the LONGER side to a random integer, flip, then crop or pad to a square (SPEC recipe).
+
+    Args:
+        sides: inclusive range (pixels) of the longer side after the bicubic resize.
+        crop: side of the square view. A smaller image lies at a random offset in it.
+    """
+
+    def __init__(self, sides: tuple[int, int], crop: int):
+        self.sides, self.crop = sides, crop
+
+    def __call__(
+        self, image: Tensor, mask: Tensor | None, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """uint8 (3, H, W) and uint8 (H, W) -> views (3, crop, crop), (crop, crop) and their box.
+
+        The box is int64 (top, left, bottom, right), the part of the view the image fills; outside
+        it the view is 0 (`normalize` makes that the mean colour) and the mask 255.
+        """
+        height, width = image.shape[1:]
+        scale = int(rng.integers(self.sides[0], self.sides[1] + 1)) / max(height, width)
+        size = [max(1, round(height * scale)), max(1, round(width * scale))]
+        image = F.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
+        flip = rng.random() < 0.5
+        place = [_window(side, self.crop, rng) for side in size]
+        view, box = self._cut(image, place, flip, fill=0)
+        if mask is None:
+            return view, None, box
+        mask = F.resize(mask[None], size, InterpolationMode.NEAREST_EXACT)
+        return view, self._cut(mask, place, flip, fill=IGNORE)[0][0], box
+
+    def _cut(
+        self, image: Tensor, place: list[tuple[int, int, int]], flip: bool, fill: int
+    ) -> tuple[Tensor, Tensor]:
+        (y, top, height), (x, left, width) = place
+        if flip:
+            image = image.flip(-1)
+        view = image.new_full((image.shape[0], self.crop, self.crop), fill)
+        view[:, top : top + height, left : left + width] = image[:, y : y + height, x : x + width]
+        return view, torch.tensor([top, left, top + height, left + width])
+
+
+def _window(side: int, crop: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    """(start in the image, start in the view, length) of a random crop or placement."""
+    offset = int(rng.integers(0, abs(side - crop) + 1))
+    return (offset, 0, crop) if side > crop else (0, offset, side)
+
+
+def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
+    """uint8 RGB (N, 3, H, W) -> float32, ImageNet mean and std; exactly 0 outside the boxes.
+
+    Runs on the device, after a transfer of a quarter of the bytes. The result is channels_last.
+    """
+    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1) * 255
+    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1) * 255
+    images = (images.contiguous(memory_format=torch.channels_last).float() - mean) / std
+    if boxes is None:
+        return images
+    top, left, bottom, right = boxes[:, :, None, None, None].unbind(1)
+    y = torch.arange(images.shape[2], device=images.device)[:, None]
+    x = torch.arange(images.shape[3], device=images.device)
+    return images * ((y >= top) & (y < bottom) & (x >= left) & (x < right))

@@ -1,0 +1,323 @@
+#!/usr/bin/env python
+"""Score CAMs or random-walk scores, label maps, or a segmentation checkpoint, in mIoU.
+
+    python evaluate.py --data VOCdevkit/VOC2012 --cams runs/voc/cam --json runs/voc/cam.json
+    python evaluate.py --data VOCdevkit/VOC2012 --labels runs/voc/pseudo
+    python evaluate.py --data VOCdevkit/VOC2012 --split val \\
+        --checkpoint runs/voc/segmentation/model.pt
+
+CAMs and scores are scored at every background threshold in one pass, and the best one is reported
+(as in the paper's Tables 1 and 2). A checkpoint runs on four scales with mirror images, then a
+dense CRF; `--save-predictions` keeps its label maps, and scores nothing where there are no masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from core import (
+    cam,
+    checkpoint,
+    crf,
+    distributed,
+    files,
+    images,
+    inference,
+    options,
+    segmentation,
+    training,
+)
+from core.datasets import DataRoot
+from core.errors import InputError, run_main
+from core.metrics import ConfusionMatrix, ThresholdSweep
+from core.networks import DeepLabV3Plus
+from core.parallel import Pool
+from core.runlog import Run, difference, environment, outputs_digest, settings_of
+
+CHUNK = 16  # images a scoring task holds: enough to hide the cost of starting one
+
+PREDICT_OPTIONS = (
+    "split",
+    "scales",
+    "batch_images",
+    "crf",
+    "crf_iterations",
+    "crf_backend",
+    "amp",
+    "overwrite",
+)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    p = options.parser(__doc__)
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--cams", type=Path, help="directory of CAMs or of random-walk scores")
+    what.add_argument("--labels", type=Path, help="directory of label maps <id>.png")
+    what.add_argument("--checkpoint", type=Path, help="model.pt of train_segmentation.py")
+    options.add_stage(p, split="train", out=False)
+    p.add_argument("--masks", default="SegmentationClass", help="folder of the ground truth")
+    p.add_argument(
+        "--thresholds",
+        type=options.fraction,
+        nargs="+",
+        metavar="T",
+        default=[round(0.01 * i, 2) for i in range(5, 61)],
+        help="background scores to try on CAMs",
+    )
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
+    p.add_argument(
+        "--save-predictions",
+        type=Path,
+        metavar="DIR",
+        help="keep the label maps a checkpoint predicts",
+    )
+    p.add_argument("--no-crf", dest="crf", action="store_false", help="leave out the dense CRF")
+    p.add_argument("--crf-iterations", type=options.positive, default=10)
+    p.add_argument(
+        "--batch-images",
+        type=options.positive,
+        default=2,
+        help="images of equal size computed together",
+    )
+    p.add_argument("--overwrite", action="store_true", help="score anew, whatever is there")
+    options.add_scales(p)
+    options.add_crf(p)
+    options.add_amp(p)
+    return p
+
+
+def score_cams(
+    data: DataRoot, ids: list[str], args: argparse.Namespace, thresholds: list[float]
+) -> ThresholdSweep:
+    """One joint histogram of ground truth, best class and its score, over the given images."""
+    sweep = ThresholdSweep(data.n_labels, thresholds)
+    for image_id in ids:
+        file = cam.CamFile.load(args.cams / f"{image_id}.npz", len(data.classes))
+        mask = images.read_label(data.mask_path(image_id, args.masks), data.n_labels, file.size)
+        scores, best = cam.upsample(torch.from_numpy(file.cam).float(), file.size).max(0)
+        sweep.update(file.classes[best.numpy()], scores.numpy(), mask)
+    return sweep
+
+
+def score_labels(data: DataRoot, ids: list[str], folder: Path, masks: str) -> ConfusionMatrix:
+    """The confusion matrix of label maps `folder/<id>.png`."""
+    matrix = ConfusionMatrix(data.n_labels)
+    for image_id in ids:
+        mask = images.read_label(data.mask_path(image_id, masks), data.n_labels)
+        label = images.read_label(folder / f"{image_id}.png", data.n_labels, mask.shape)
+        matrix.update(label, mask)
+    return matrix
+
+
+def over_images(function: Any, ids: list[str], args: argparse.Namespace, *rest: Any) -> Iterator:
+    """Yield function(data, chunk, *rest) over this process's chunks, in a process pool."""
+    data = rest[0]
+    chunks = distributed.share([ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)])
+    bar = tqdm(
+        total=sum(map(len, chunks)),
+        unit="image",
+        desc="evaluate",
+        dynamic_ncols=True,
+        disable=not distributed.is_main(),
+    )
+    with bar, Pool(args.jobs if len(chunks) > 8 else 1) as pool:
+        tasks = ((data, chunk, *rest[1:]) for chunk in chunks)
+        for chunk, part in zip(chunks, pool.map(function, tasks), strict=True):
+            bar.update(len(chunk))
+            yield part
+
+
+def refine_and_write(
+    data: DataRoot, image_id: str, probs: np.ndarray, args: argparse.Namespace, device: torch.device
+) -> None:
+    """Dense CRF on the probabilities (n_labels, H, W), argmax, palette PNG."""
+    if args.crf:
+        image = images.as_array(images.read_image(data.image_path(image_id)))
+        backend = args.crf_backend
+        probs = crf.refine_probabilities(
+            image, probs, args.crf_iterations, backend=backend, device=device
+        )
+    images.write_label(args.save_predictions / f"{image_id}.png", probs.argmax(0))
+
+
+@torch.inference_mode()
+def predictions(args: argparse.Namespace, data: DataRoot, ids: list[str], run: Run) -> Iterator:
+    """Yield the tasks of `refine_and_write` for the images without a prediction yet."""
+    network = checkpoint.load_model(args.checkpoint, DeepLabV3Plus, data.classes)
+    network = network.to(run.device, memory_format=torch.channels_last)
+    amp = training.amp_type(args.amp, run.device)
+    groups = inference.equal_size_batches(data, ids, args.batch_images)
+    todo = inference.remaining(groups, [(args.save_predictions, ".png")])
+
+    def load(group: list[str]) -> tuple[list[str], list[Tensor]]:
+        return group, inference.read_pyramids(data, group, args.scales)
+
+    bar = tqdm(
+        total=sum(map(len, todo)),
+        unit="image",
+        desc="predict",
+        dynamic_ncols=True,
+        disable=not distributed.is_main(),
+    )
+    with bar:
+        for group, copies in inference.read_ahead(todo, load, args.workers):
+            size = images.image_size(data.image_path(group[0]))
+            with training.autocast(amp, run.device):
+                probs = segmentation.probabilities(
+                    network, [c.to(run.device, non_blocking=True) for c in copies], size
+                )
+            for image_id, each in zip(group, probs.cpu().numpy(), strict=True):
+                yield data, image_id, each, args, run.device
+                bar.update()
+
+
+def predict(args: argparse.Namespace, data: DataRoot, ids: list[str], device: torch.device) -> None:
+    """Write the label maps of a segmentation checkpoint to --save-predictions."""
+    inputs = {"data": data.digest(ids), "checkpoint": files.digest_file(args.checkpoint)}
+    chosen = argparse.Namespace(**{name: getattr(args, name) for name in PREDICT_OPTIONS})
+    resolved = {
+        "amp": training.amp_type(args.amp, device),
+        "crf_backend": crf.resolve_backend(args.crf_backend, device),
+    }
+    with Run("predict", args.save_predictions, chosen, device, inputs, resolved) as run:
+        if run.finished:
+            return
+        with Pool(args.jobs, device) as pool:
+            for _ in pool.map(refine_and_write, predictions(args, data, ids, run)):
+                pass
+        run.finish(images=len(ids))
+
+
+def reduced(matrix: np.ndarray, device: torch.device) -> np.ndarray:
+    """The sum of an int64 histogram over all processes."""
+    return distributed.total(torch.from_numpy(matrix).to(device)).cpu().numpy()
+
+
+def scores(matrix: ConfusionMatrix, classes: list[str]) -> dict[str, Any]:
+    """The contract's figures of a confusion matrix; NaN (a class nowhere) becomes None."""
+    iou = {
+        name: None if np.isnan(value) else round(float(value), 4)
+        for name, value in zip(["background", *classes], matrix.iou(), strict=True)
+    }
+    return {
+        "miou": round(float(matrix.miou()), 4),
+        "iou": iou,
+        "fp": round(float(matrix.fp()), 6),
+        "fn": round(float(matrix.fn()), 6),
+    }
+
+
+def evaluate(
+    args: argparse.Namespace, data: DataRoot, ids: list[str], device: torch.device
+) -> dict[str, Any]:
+    """Score what the arguments name; the JSON's content without its `run`."""
+    if args.cams is not None:
+        thresholds = sorted(set(args.thresholds))
+        sweep = ThresholdSweep(data.n_labels, thresholds)
+        for part in over_images(score_cams, ids, args, data, args, thresholds):
+            sweep.merge(part)
+        sweep.histogram = reduced(sweep.histogram, device)
+        rows = [scores(matrix, data.classes) for matrix in sweep.confusions()]
+        best = int(np.argmax([row["miou"] for row in rows]))
+        figures = rows[best] | {"threshold": thresholds[best]}
+        figures["sweep"] = [
+            {"threshold": t, "miou": r["miou"], "fp": r["fp"], "fn": r["fn"]}
+            for t, r in zip(thresholds, rows, strict=True)
+        ]
+    else:
+        folder = args.labels or args.save_predictions
+        total = ConfusionMatrix(data.n_labels)
+        for part in over_images(score_labels, ids, args, data, folder, args.masks):
+            total.merge(part)
+        total.matrix = reduced(total.matrix, device)
+        figures = scores(total, data.classes) | {"threshold": None}
+    return figures | {"images": len(ids)}
+
+
+def print_table(figures: dict[str, Any]) -> None:
+    """The figures as a table on stdout."""
+    for name, value in figures["iou"].items():
+        print(f"{name:<20}{'absent' if value is None else f'{value:6.2f}'}")
+    print(f"{'mIoU':<20}{figures['miou']:6.2f}")
+    if figures["threshold"] is not None:
+        print(f"{'best threshold':<20}{figures['threshold']:6.2f}")
+        if figures["threshold"] in (
+            figures["sweep"][0]["threshold"],
+            figures["sweep"][-1]["threshold"],
+        ):
+            print("the best threshold lies at the end of the range; widen --thresholds")
+    print(f"{'false positives':<20}{figures['fp']:6.3f}")
+    print(f"{'false negatives':<20}{figures['fn']:6.3f}")
+    print(f"{'images':<20}{figures['images']:6d}", flush=True)
+
+
+def input_digests(args: argparse.Namespace, data: DataRoot, ids: list[str]) -> dict[str, str]:
+    """Digests of everything the scores depend on."""
+    inputs = {"data": data.digest(ids)}
+    if args.cams is not None:
+        stage = files.read_json(args.cams / "run.json", "give a directory of CAMs").get("stage")
+        stage = "random_walk" if stage == "random_walk" else "make_cam"
+        inputs["cams"] = outputs_digest(args.cams, "*.npz", stage)
+    elif args.labels is not None:
+        inputs["labels"] = files.digest_files([args.labels / f"{i}.png" for i in ids])
+    else:
+        inputs["checkpoint"] = files.digest_file(args.checkpoint)
+    masks = [data.mask_path(i, args.masks) for i in ids]
+    if any(path.exists() for path in masks):
+        inputs["masks"] = files.digest_files(masks)
+    elif args.checkpoint is None or args.save_predictions is None:
+        raise InputError(
+            f"{masks[0].parent}: no ground truth for split {args.split!r}; only a checkpoint with "
+            "--save-predictions can do without"
+        )
+    return inputs
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    device = distributed.start(args.device)
+    data = DataRoot(args.data)
+    ids = data.ids(args.split)
+    inputs = input_digests(args, data, ids)
+    record = {"stage": "evaluate", "settings": settings_of(args), "inputs": inputs}
+    if args.json is not None and args.json.exists() and not args.overwrite:
+        old = files.read_json(args.json, "remove it or give --overwrite")
+        run = old.get("run", {})
+        if not difference({k: run.get(k) for k in record}, record):
+            print(f"{args.json}: scored before, with these settings and inputs")
+            print_table(old)
+            return
+    with contextlib.ExitStack() as stack:
+        if args.checkpoint is not None:
+            if args.save_predictions is None:
+                if distributed.world_size() > 1:
+                    raise InputError("several processes share predictions: give --save-predictions")
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                args.save_predictions = Path(folder) / "predictions"
+            predict(args, data, ids, device)
+        if "masks" not in inputs:
+            print(f"no ground truth: {len(ids)} predictions in {args.save_predictions}, no score")
+            return
+        figures = evaluate(args, data, ids, device)
+    if distributed.is_main():
+        print_table(figures)
+        if args.json is not None:
+            record["argv"] = sys.argv
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(args.json, figures | {"run": record | environment(device)})
+    distributed.finish()
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,76 @@
+#!/usr/bin/env python
+"""Train DeepLabv3+ on pseudo-labels (or on any label maps).
+
+    python train_segmentation.py --data VOCdevkit/VOC2012 --labels runs/voc/pseudo \\
+        --out runs/voc/segmentation
+
+The defaults are the paper's recipe (50 epochs of train_aug; about 12 hours on an A100).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core import distributed, files, images, options, training
+from core.datasets import DataRoot, TrainingViews
+from core.errors import InputError, run_main
+from core.networks import DeepLabV3Plus
+from core.runlog import Run
+from core.transforms import RandomView, normalize
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    p = options.parser(__doc__)
+    options.add_stage(p, split="train_aug")
+    p.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        help="label maps <id>.png: make_pseudo_labels.py's, or ground truth",
+    )
+    options.add_training(p, epochs=50, lr=0.007, weight_decay=4e-5, sides=(256, 1024))
+    return p
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    device = distributed.start(args.device)
+    data = DataRoot(args.data)
+    ids = data.ids(args.split)
+    max_step = training.check_batch(args, len(ids))
+    if args.crop % 16:
+        raise InputError(f"--crop {args.crop} is not divisible by 16")
+    training.set_determinism(args.deterministic, device)
+    torch.manual_seed(args.seed)
+    network = DeepLabV3Plus(args.backbone, data.n_labels, args.weights)
+    inputs = {
+        "data": data.digest(ids),
+        "labels": files.digest_files([args.labels / f"{i}.png" for i in ids]),
+        "weights": training.weights_digest(args),
+    }
+    resolved = training.resolved(args, device)
+    with Run("train_segmentation", args.out, args, device, inputs, resolved) as run:
+        if run.finished:
+            return
+        trainer = training.Trainer(run, network, args, max_step)
+        view = RandomView(tuple(args.sides), args.crop)
+
+        def loss(photos: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, dict]:
+            logits = trainer.model(normalize(photos, boxes))
+            return F.cross_entropy(logits.float(), labels.long(), ignore_index=images.IGNORE), {}
+
+        views = TrainingViews(data, ids, view, args.seed, label_folder=args.labels)
+        for batch in trainer.batches(views):
+            trainer.update(batch, loss)
+        model = trainer.finish(data.classes)
+        run.finish(model=files.digest_file(model))
+    distributed.finish()
+
+
+if __name__ == "__main__":
+    run_main(main)
