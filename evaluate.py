@@ -284,8 +284,8 @@ def input_digests(args: argparse.Namespace, data: DataRoot, ids: list[str]) -> d
     return inputs
 
 
-def main() -> None:
-    args = get_args_parser().parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)

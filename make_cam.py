@@ -79,8 +79,8 @@ def make_cams(run: Run, args: argparse.Namespace, data: DataRoot, ids: list[str]
             each.result()
 
 
-def main() -> None:
-    args = get_args_parser().parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)

@@ -32,7 +32,16 @@ from core.runlog import Run, outputs_digest
 from core.transforms import normalize
 
 # The options the scores depend on; a directory of scores is not stale when a threshold changes.
-WALK_OPTIONS = ("split", "random_walk", "radius", "beta", "log2_steps", "amp", "overwrite")
+WALK_OPTIONS = (
+    "split",
+    "random_walk",
+    "radius",
+    "beta",
+    "log2_steps",
+    "pad_to",
+    "amp",
+    "overwrite",
+)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -49,6 +58,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     p.add_argument("--no-random-walk", dest="random_walk", action="store_false")
     p.add_argument("--no-crf", dest="crf", action="store_false")
     p.add_argument("--threshold", type=options.fraction, default=0.35, help="background score")
+    p.add_argument(
+        "--pad-to", type=options.positive, default=512, help="the --crop of train_affinity.py"
+    )
     p.add_argument("--radius", type=options.positive, default=5, help="of the walk's steps")
     p.add_argument("--beta", type=float, default=10.0, help="exponent of the affinities")
     p.add_argument("--log2-steps", type=int, default=8, help="the walk has 2^N steps")
@@ -58,11 +70,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     return p
 
 
-def edge_map(network: AffinityNet, image: Tensor, pad_to: int = 512) -> Tensor:
+def edge_map(network: AffinityNet, image: Tensor, pad_to: int) -> Tensor:
     """Boundary probabilities (h, w) at stride 4 of one uint8 image (3, H, W).
 
-    The normalised image is zero-padded right and bottom to 512x512, where larger to the next
-    multiple of 32; the logits of the image and its mirror image are averaged (IRN).
+    The normalised image is zero-padded right and bottom to `pad_to`, where larger to the next
+    multiple of 32: GroupNorm then sees what it saw in training. The logits of the image and its mirror image are averaged (IRN).
     """
     height, width = image.shape[1:]
     pad = [pad_to - s if s <= pad_to else -s % 32 for s in (width, height)]
@@ -79,7 +91,7 @@ def walk(
     """Scores (K, h, w) after the walk, divided by the GLOBAL maximum of the upsampled maps."""
     device = image.device
     with training.autocast(training.amp_type(args.amp, device), device):
-        edge = edge_map(network, image)
+        edge = edge_map(network, image, args.pad_to)
     maps = torch.from_numpy(file.cam).to(device, torch.float64)
     scores = random_walk(maps, edge.double(), args.radius, args.beta, args.log2_steps).float()
     return scores / cam.upsample(scores, file.size).max().clamp(min=1e-20)
@@ -143,8 +155,8 @@ def make_labels(args: argparse.Namespace, data: DataRoot, ids: list[str], run: R
             bar.update()
 
 
-def main() -> None:
-    args = get_args_parser().parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
     if args.random_walk and args.affinity is None:
         raise InputError("--affinity: give train_affinity.py's model.pt, or --no-random-walk")
     device = distributed.start(args.device)

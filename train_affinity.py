@@ -86,14 +86,16 @@ def make_labels(run: Run, args: argparse.Namespace, data: DataRoot, ids: list[st
     distributed.barrier()
 
 
-def main() -> None:
-    args = get_args_parser().parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
     max_step = training.check_batch(args, len(ids))
     if args.crop % 16:
         raise InputError(f"--crop {args.crop} is not divisible by 16")
+    if args.crop // 4 <= 2 * (args.radius - 1):
+        raise InputError(f"--crop {args.crop} holds no pair within --radius {args.radius}")
     training.set_determinism(args.deterministic, device)
     torch.manual_seed(args.seed)
     network = AffinityNet(args.backbone, args.weights)

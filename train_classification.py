@@ -74,8 +74,8 @@ def puzzle_loss(
     return loss, terms
 
 
-def main() -> None:
-    args = get_args_parser().parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)

@@ -37,8 +37,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     return p
 
 
-def main() -> None:
-    args = get_args_parser().parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
@@ -60,13 +60,18 @@ def main() -> None:
         trainer = training.Trainer(run, network, args, max_step)
         view = RandomView(tuple(args.sides), args.crop)
 
-        def loss(photos: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, dict]:
-            logits = trainer.model(normalize(photos, boxes))
-            return F.cross_entropy(logits.float(), labels.long(), ignore_index=images.IGNORE), {}
+        def loss(
+            photos: Tensor, boxes: Tensor, labels: Tensor, valid: Tensor
+        ) -> tuple[Tensor, dict]:
+            logits = trainer.model(normalize(photos, boxes)).float()
+            total = F.cross_entropy(
+                logits, labels.long(), ignore_index=images.IGNORE, reduction="sum"
+            )
+            return total / valid.clamp(min=1), {}
 
         views = TrainingViews(data, ids, view, args.seed, label_folder=args.labels)
         for batch in trainer.batches(views):
-            trainer.update(batch, loss)
+            trainer.update(batch, loss, counts=(batch[2] != images.IGNORE).sum())
         model = trainer.finish(data.classes)
         run.finish(model=files.digest_file(model))
     distributed.finish()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from core.errors import InputError
 from core.files import atomic_path
@@ -67,14 +68,25 @@ def read_image(path: Path) -> Tensor:
     with open_checked(path) as image:
         try:
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-                return decode_jpeg(data, ImageReadMode.RGB)
+                return _decode_jpeg(path.read_bytes())
             if image.mode.startswith("I"):  # 16-bit grey: keep the upper byte; PIL would clip
                 grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
                 image = Image.fromarray(grey)
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         except (RuntimeError, OSError, SyntaxError, ValueError, EOFError, MemoryError):
             raise InputError(f"{path}: truncated or damaged; replace the file") from None
+
+
+def _decode_jpeg(data: bytes) -> Tensor:
+    """uint8 RGB (3, H, W) by torchvision's decoder, or PIL's where torchvision has none any more."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torchvision >= 0.29, at every call
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
 
 
 def as_array(image: Tensor) -> np.ndarray:

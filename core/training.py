@@ -248,19 +248,28 @@ class Trainer:
                     "start again: the run goes on from its last checkpoint"
                 ) from None
 
-    def update(self, batch: list[Tensor], loss: Loss) -> None:
-        """One SGD step: forward and backward over the parts of the batch, then the update."""
+    def update(self, batch: list[Tensor], loss: Loss, counts: Tensor | None = None) -> None:
+        """One SGD step: forward and backward over the parts of the batch, then the update.
+
+        Args:
+            loss: called as loss(*part), or loss(*part, counts) where counts are given.
+            counts: what this process's batch holds of the things the loss is a mean over (valid
+                pixels, pairs). The loss gets their average per part over all processes, to divide
+                its sums by: the update is then that of one process on the whole global batch.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = poly_lr(self.step, self.max_step, self.args.lr) * group["scale"]
         # Dropout's randomness is a function of the step too: nothing to save, nothing to restore.
         torch.manual_seed((self.args.seed * 1_000_003 + self.step) * 4099 + distributed.rank())
         parts = self.args.accumulate
-        rows = []
+        rows, extra = [], ()
+        if counts is not None:
+            extra = (distributed.total(counts.float()) / (self.world * parts),)
         for number, part in enumerate(zip(*(t.chunk(parts) for t in batch), strict=True)):
             together = self.world == 1 or number == parts - 1
             with contextlib.nullcontext() if together else self.model.no_sync():
                 with autocast(self.amp, self.device):
-                    value, terms = loss(*part)
+                    value, terms = loss(*part, *extra)
                 self.scaler.scale(value / parts).backward()
             terms = {"loss": value.detach(), **terms}
             rows.append(
@@ -282,14 +291,16 @@ class Trainer:
             self.save()
 
     def _check_finite(self) -> np.ndarray:
-        """The logged terms since the last row, (steps, terms), mean over processes.
+        """The terms since the last row, (steps, terms), averaged over the processes.
 
         This is the only place that waits for the GPU.
 
         Raises:
             InputError: NaN or inf, naming the step, the terms and the last good checkpoint.
         """
-        rows = distributed.total(torch.stack(self.pending)).div(self.world).cpu().double().numpy()
+        # Averaged in place: what a checkpoint holds is then the same on every process.
+        self.pending = list(distributed.total(torch.stack(self.pending)).div_(self.world))
+        rows = torch.stack(self.pending).cpu().double().numpy()
         bad = ~np.isfinite(rows).all(1)
         if bad.any():
             first = int(np.argmax(bad))

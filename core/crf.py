@@ -1,0 +1,259 @@
+"""Dense CRF refinement of label maps and class probabilities.
+
+Mean-field inference in a fully connected CRF with Gaussian edge potentials (Krähenbühl and Koltun,
+NIPS 2011), with two backends that give the same labels: `pydensecrf` (their C++ code, one CPU core)
+and `torch` (CPU or CUDA, nothing to compile, see `core.lattice`).
+
+Arrays, tensors on any device and PIL images are taken alike; results are NumPy arrays.
+
+Several images in flight on one GPU: call from several threads, each inside its own
+`with torch.cuda.stream(torch.cuda.Stream())`. The calls share nothing but the cache of spatial
+lattices, which is safe to share, and return when their result is on the host.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.errors import InputError
+from core.lattice import GaussianKernel
+
+Device = torch.device | str | None
+BACKENDS = ("auto", "pydensecrf", "torch")
+
+# Widths (sxy in pixels, srgb in 8-bit colour steps) and Potts weights of the two pairwise terms.
+SPATIAL_SXY, SPATIAL_WEIGHT, BILATERAL_WEIGHT = 3.0, 3.0, 10.0
+LABEL_WIDTHS = {"sxy": 50.0, "srgb": 5.0}
+PROBABILITY_WIDTHS = {"sxy": 80.0, "srgb": 13.0}
+
+
+def resolve_backend(name: str = "auto", device: Device = None) -> str:
+    """What `name` means on `device` (None: the CPU): "pydensecrf" or "torch".
+
+    `auto` is torch on a GPU; on a CPU it is pydensecrf if that imports, else torch, and one line on
+    stderr says so, once per process.
+
+    Raises:
+        ValueError: `name` is none of `BACKENDS`.
+        InputError: "pydensecrf" is asked for and cannot be imported.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"CRF backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    if name == "torch" or (name == "auto" and _device(device).type != "cpu"):
+        return "torch"
+    if _pydensecrf() is not None:
+        return "pydensecrf"
+    if name == "pydensecrf":
+        raise InputError(
+            "CRF backend pydensecrf does not import: install pydensecrf2, or use torch"
+        )
+    _say_fallback()
+    return "torch"
+
+
+def refine_labels(
+    image: Any,
+    labels: Any,
+    n_labels: int,
+    iterations: int,
+    gt_prob: float = 0.7,
+    backend: str = "auto",
+    device: Device = None,
+) -> np.ndarray:
+    """`DenseCRF.refine_labels` of one image, at the widths for label maps (sxy 50, srgb 5)."""
+    crf = DenseCRF(image, **LABEL_WIDTHS, backend=backend, device=device)
+    return crf.refine_labels(labels, n_labels, iterations, gt_prob)
+
+
+def refine_probabilities(
+    image: Any, probs: Any, iterations: int, backend: str = "auto", device: Device = None
+) -> np.ndarray:
+    """`DenseCRF.refine_probabilities` of one image, at the segmentation's widths (80 and 13)."""
+    crf = DenseCRF(image, **PROBABILITY_WIDTHS, backend=backend, device=device)
+    return crf.refine_probabilities(probs, iterations)
+
+
+class DenseCRF:
+    """The pairwise terms of one image, built once and used for any number of passes.
+
+    Args:
+        image: (H, W, 3) uint8.
+        sxy: width of the bilateral term in pixels.
+        srgb: width of the bilateral term in colour steps (0..255).
+        backend: one of `BACKENDS`, see `resolve_backend`; `self.backend` is what it became.
+        device: where the torch backend works; None: the CPU.
+
+    Raises:
+        ValueError: the image is not uint8 (H, W, 3), or a width is not positive.
+    """
+
+    def __init__(
+        self, image: Any, sxy: float, srgb: float, backend: str = "auto", device: Device = None
+    ) -> None:
+        if not (sxy > 0 and srgb > 0):
+            raise ValueError(f"CRF: sxy and srgb must be positive, not {sxy} and {srgb}")
+        self.backend = resolve_backend(backend, device)
+        self.device = _device(device if self.backend == "torch" else None)
+        image = _tensor(image, "image", "uint8", (None, None, 3))
+        self._image = image.to(self.device, copy=True).contiguous()
+        self._size = tuple(image.shape[:2])
+        self._widths = {"sxy": float(sxy), "srgb": float(srgb)}
+        self._compiled: tuple[int, Any] = (0, None)
+        if self.backend == "torch":
+            bilateral = GaussianKernel(_bilateral_features(self._image, **self._widths))
+            spatial = _spatial_kernel(*self._size, self.device)
+            self._terms = ((spatial, SPATIAL_WEIGHT), (bilateral, BILATERAL_WEIGHT))
+
+    def refine_labels(
+        self, labels: Any, n_labels: int, iterations: int, gt_prob: float = 0.7
+    ) -> np.ndarray:
+        """Refine a label map of which each pixel is right with probability `gt_prob`.
+
+        Args:
+            labels: (H, W) integers in 0..n_labels-1.
+            iterations: mean-field steps, 0 or more.
+
+        Returns:
+            (H, W) most probable label, the lowest on ties: uint8, or int64 if n_labels > 256.
+
+        Raises:
+            ValueError: labels of another size, type or range, or gt_prob not between 0 and 1.
+        """
+        if not 0 < gt_prob < 1:
+            raise ValueError(f"CRF: gt_prob must be between 0 and 1, not {gt_prob}")
+        labels = _tensor(labels, "labels", "integer", self._size).long()
+        low, high = (int(value) for value in labels.aminmax())
+        if low < 0 or high >= n_labels:
+            raise ValueError(f"CRF: labels {low}..{high} do not fit n_labels {n_labels}")
+        labels = labels.to(self.device)
+        wrong = (1 - gt_prob) / max(n_labels - 1, 1)
+        unary = labels.new_full((n_labels, labels.numel()), -np.log(wrong), dtype=torch.float32)
+        unary.scatter_(0, labels.reshape(1, -1), -np.log(gt_prob))
+        best = self._infer(unary, iterations).argmax(0).view(self._size)
+        return best.to(torch.uint8 if n_labels <= 256 else torch.int64).cpu().numpy()
+
+    def refine_probabilities(self, probs: Any, iterations: int) -> np.ndarray:
+        """Refine class probabilities; the unary energy is -log(max(probs, 1e-5)).
+
+        Args:
+            probs: (C, H, W) floating, each in 0..1.
+            iterations: mean-field steps, 0 or more.
+
+        Returns:
+            (C, H, W) float32 marginals, which add up to 1 at each pixel.
+
+        Raises:
+            ValueError: probabilities of another size or type, NaN, or outside 0..1.
+        """
+        probs = _tensor(probs, "probabilities", "floating", (None, *self._size)).detach()
+        # NaN fails both comparisons; the margin is for softmax outputs that round above 1.
+        if not bool(((probs >= -1e-3) & (probs <= 1 + 1e-3)).all()):
+            raise ValueError("CRF: the probabilities hold NaN or values outside 0..1")
+        clipped = probs.to(self.device, torch.float32).flatten(1).clamp(1e-5, 1)
+        # On a CPU NumPy's logarithm, which pydensecrf takes: torch's differs in the last bit.
+        is_cpu = clipped.device.type == "cpu"
+        unary = -torch.from_numpy(np.log(clipped.numpy())) if is_cpu else -clipped.log()
+        return self._infer(unary, iterations).reshape(probs.shape).cpu().numpy()
+
+    @torch.no_grad()
+    def _infer(self, unary: Tensor, iterations: int) -> Tensor:
+        """Mean-field inference from the unary energies (C, N): the marginals (C, N)."""
+        if iterations < 0:
+            raise ValueError(f"CRF: iterations must be 0 or more, not {iterations}")
+        if self.backend == "pydensecrf":
+            return self._infer_compiled(unary, iterations)
+        energy = unary.T.contiguous()
+        q = _softmax_(-energy)
+        for _ in range(iterations):
+            logits = -energy
+            for kernel, weight in self._terms:
+                logits += kernel.filter(q).mul_(weight)
+            q = _softmax_(logits)
+        return q.T
+
+    def _infer_compiled(self, unary: Tensor, iterations: int) -> Tensor:
+        # A DenseCRF2D has a fixed number of labels: the last one is kept, and its lattices with it.
+        if self._compiled[0] != len(unary):
+            height, width = self._size
+            crf = _pydensecrf().DenseCRF2D(width, height, len(unary))
+            crf.addPairwiseGaussian(sxy=SPATIAL_SXY, compat=SPATIAL_WEIGHT)
+            image = self._image.numpy()
+            crf.addPairwiseBilateral(**self._widths, rgbim=image, compat=BILATERAL_WEIGHT)
+            self._compiled = len(unary), crf
+        crf = self._compiled[1]
+        crf.setUnaryEnergy(unary.contiguous().numpy())
+        return torch.from_numpy(np.array(crf.inference(iterations)))
+
+
+def _softmax_(logits: Tensor) -> Tensor:
+    """Softmax over the last axis, in place: torch.softmax is 3 times slower on 3 labels."""
+    logits -= logits.amax(1, keepdim=True)
+    logits.exp_()
+    return logits.div_(logits.sum(1, keepdim=True))
+
+
+def _positions(height: int, width: int, sxy: float, device: torch.device) -> Tensor:
+    """Features (H, W, 2) float32: x and y in units of sxy."""
+    # Divided by a tensor: CUDA multiplies by the inverse of a number, which rounds differently.
+    step = torch.tensor(sxy, device=device)
+    x = torch.arange(width, dtype=torch.float32, device=device) / step
+    y = torch.arange(height, dtype=torch.float32, device=device) / step
+    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], 2)
+
+
+def _bilateral_features(image: Tensor, sxy: float, srgb: float) -> Tensor:
+    """Features (H*W, 5) float32: x and y in units of sxy; r, g and b in units of srgb."""
+    colours = image.float() / torch.tensor(srgb, device=image.device)
+    positions = _positions(*image.shape[:2], sxy, image.device)
+    return torch.cat([positions, colours], 2).flatten(0, 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _spatial_kernel(height: int, width: int, device: torch.device) -> GaussianKernel:
+    """It knows nothing of an image but the size, which many images share."""
+    kernel = GaussianKernel(_positions(height, width, SPATIAL_SXY, device).flatten(0, 1))
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # the next user may be on another stream
+    return kernel
+
+
+def _device(device: Device) -> torch.device:
+    device = torch.device("cpu" if device is None else device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+@functools.cache
+def _pydensecrf() -> ModuleType | None:
+    try:
+        return importlib.import_module("pydensecrf.densecrf")
+    except Exception:  # missing, or built for another Python or NumPy: errors of any kind
+        return None
+
+
+@functools.cache
+def _say_fallback() -> None:
+    print("note: pydensecrf does not import; the CRF runs in torch", file=sys.stderr)
+
+
+def _tensor(array: Any, name: str, kind: str, shape: tuple[int | None, ...]) -> Tensor:
+    """`array` as a tensor, if it is of that kind and shape (None: any length but 0)."""
+    if not isinstance(array, Tensor):
+        array = torch.from_numpy(np.array(array, order="C"))  # it may be read-only or reversed
+    is_float = array.is_floating_point()
+    kinds = {"uint8": array.dtype == torch.uint8, "integer": not is_float, "floating": is_float}
+    found = tuple(array.shape)
+    fits = kinds[kind] and len(found) == len(shape) and 0 not in found
+    if not (fits and all(b in (None, a) for a, b in zip(found, shape, strict=True))):
+        wanted = tuple("any" if length is None else length for length in shape)
+        raise ValueError(f"CRF: the {name} must be {kind} {wanted}, not {array.dtype} {found}")
+    return array

@@ -1,0 +1,84 @@
+"""The losses of Puzzle-CAM (arXiv 2101.11253, "Loss design") and of the affinity network.
+
+All are computed in float32 or wider, under autocast too: bfloat16 has 8 bits, and a mean over
+thousands of pixels or a logarithm near 0 needs more.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.affinity import neighbour, pair_affinity, paths
+
+IGNORE = 255
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def classification(logits: Tensor, labels: Tensor) -> Tensor:
+    """L_cls, L_p-cls: multi-label soft margin of logits (N, C) and labels (N, C) in {0, 1}."""
+    logits = _wide(logits)
+    return F.multilabel_soft_margin_loss(logits, labels.to(logits.dtype))
+
+
+def reconstruction(
+    maps: Tensor, merged: Tensor, labels: Tensor, masked: bool = True, norm: str = "l1"
+) -> Tensor:
+    """L_re: how far the merged maps of the tiles are from the maps of the whole images.
+
+    Maps and merged (N, C, h, w), raw class maps (no ReLU, no normalisation); labels (N, C) in
+    {0, 1}. `masked` silences the absent classes, which stay in the mean all the same; the paper's
+    formula has no mask. The norm is "l1" (the paper) or "l2". Raises ValueError for another one and
+    for shapes that do not fit.
+    """
+    if norm not in ("l1", "l2"):
+        raise ValueError(f'the norm of the reconstruction loss is "l1" or "l2", not {norm!r}')
+    if maps.shape != merged.shape or maps.shape[:2] != labels.shape:
+        shapes = [tuple(tensor.shape) for tensor in (maps, merged, labels)]
+        raise ValueError(f"maps, merged maps and labels do not fit: {shapes}")
+    difference = _wide(maps) - _wide(merged)
+    distance = difference.abs() if norm == "l1" else difference.square()
+    if masked:
+        distance = distance * labels[:, :, None, None]
+    return distance.mean()
+
+
+def alpha(step: int, max_step: int, peak: float = 4.0, ramp: float = 0.5) -> float:
+    """Weight of L_re at a global step: 0 -> peak, linear over the first `ramp` of training."""
+    if max_step < 1 or ramp < 0:
+        raise ValueError(f"alpha needs max_step >= 1 and ramp >= 0, not {max_step} and {ramp}")
+    return min(peak * step / (ramp * max_step), peak) if ramp else peak
+
+
+def affinity(edge: Tensor, label: Tensor, radius: int = 10) -> Tensor:
+    """Affinity loss (IRN, "Loss for class boundary detection"): an edge only between unlike pairs.
+
+    Edge (H, W) or (N, H, W), probabilities in [0, 1]; label of the same shape, integers in
+    0..255, 0 = background, 255 = ignore. L = (L_bgpos/2 + L_fgpos/2 + L_neg)/2, each the mean over
+    its pairs in the whole batch: both background, both the same class, different. The sources
+    are the pixels whose half disc of `radius` lies inside the image, as in the code of IRN: pairs
+    never leave it. A set without pairs contributes 0. Raises ValueError where the shapes differ.
+    """
+    if edge.shape != label.shape or edge.ndim not in (2, 3):
+        shapes = f"{tuple(edge.shape)} and {tuple(label.shape)}"
+        raise ValueError(f"edge and label must both be (H, W) or both (N, H, W), not {shapes}")
+    # One byte a pair: 152 neighbours of 32 x 119 x 110 pixels make 64 million pairs.
+    label = label.reshape(-1, *label.shape[-2:]).to(torch.uint8)
+    offsets = paths(radius)[0]
+    source = neighbour(label, 0 * offsets[0], radius)[:, None]
+    target = torch.stack([neighbour(label, offset, radius) for offset in offsets], dim=1)
+    alike = source == target
+    unlike = ~alike & (source != IGNORE) & (target != IGNORE)
+    affinities = pair_affinity(_wide(edge).reshape(label.shape), radius)
+
+    def surprise(probability: Tensor) -> Tensor:
+        return -torch.log(probability + 1e-5).sum() / max(probability.numel(), 1)
+
+    bgpos = surprise(affinities.masked_select(alike & (source == 0)))
+    fgpos = surprise(affinities.masked_select(alike & (source != 0) & (source != IGNORE)))
+    neg = surprise(1 - affinities.masked_select(unlike))
+    return (bgpos / 2 + fgpos / 2 + neg) / 2

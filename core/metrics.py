@@ -1,0 +1,153 @@
+"""Intersection over union from a confusion matrix; the matrices of all thresholds in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+IGNORE = 255
+
+
+class ConfusionMatrix:
+    """Pixel counts of ground truth against prediction, for classes 0..n_classes-1 (0 = background).
+
+    `matrix` is int64 (n_classes, n_classes + 1): rows are the ground truth, columns the prediction;
+    the last column counts the pixels whose prediction is no class at all (255, say), a miss.
+    """
+
+    def __init__(self, n_classes: int) -> None:
+        if not 1 <= n_classes <= IGNORE:
+            raise ValueError(f"the number of classes must be in 1..{IGNORE}, not {n_classes}")
+        self.n_classes = n_classes
+        self.matrix = np.zeros((n_classes, n_classes + 1), np.int64)
+
+    def update(self, pred: np.ndarray, gt: np.ndarray) -> None:
+        """Count one image or batch: integer arrays or tensors of the same shape, any order.
+
+        Pixels with gt 255 are ignored. Raises ValueError for other labels in gt that are no class,
+        for shapes that differ, for arrays that are not of integers.
+        """
+        cells = _cells(pred, gt, self.n_classes)
+        counts = np.bincount(cells.ravel(), minlength=(self.n_classes + 1) ** 2)
+        self.matrix += counts.reshape(-1, self.n_classes + 1)[:-1]
+
+    def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        """Add the counts of another process. Raises ValueError for another number of classes."""
+        if other.n_classes != self.n_classes:
+            raise ValueError(f"cannot add {other.n_classes} classes to {self.n_classes}")
+        self.matrix += other.matrix
+        return self
+
+    __iadd__ = merge
+
+    def iou(self) -> np.ndarray:
+        """Intersection over union in percent, (n_classes,); NaN for a class on neither side."""
+        return 100 * self._share(self._hits())
+
+    def miou(self) -> float:
+        """Mean of `iou` in percent, over the classes seen."""
+        return _mean(self.iou())
+
+    def fp(self) -> float:
+        """Pixels wrongly given to a class, as a fraction of its union; mean over the classes seen.
+
+        With `fn` it says what the IoU lacks: miou() / 100 + fp() + fn() = 1.
+        """
+        return _mean(self._share(self.matrix[:, :-1].sum(0) - self._hits()))
+
+    def fn(self) -> float:
+        """Pixels of a class that were missed, as a fraction of its union; mean as in `fp`."""
+        return _mean(self._share(self.matrix.sum(1) - self._hits()))
+
+    def _hits(self) -> np.ndarray:
+        return self.matrix.diagonal()
+
+    def _share(self, counts: np.ndarray) -> np.ndarray:
+        union = self.matrix.sum(1) + self.matrix[:, :-1].sum(0) - self._hits()
+        return np.divide(counts, union, out=np.full(self.n_classes, np.nan), where=union > 0)
+
+
+class ThresholdSweep:
+    """The confusion matrices of all background thresholds, from one pass over the images.
+
+    A pixel is its best foreground class where that class's score is above the threshold, else
+    background: the argmax of [threshold, scores], in which background wins ties. So the joint
+    histogram (ground truth, best class, number of thresholds below the score) holds them all.
+    """
+
+    def __init__(self, n_classes: int, thresholds: Sequence[float]) -> None:
+        self.thresholds = np.sort(np.asarray(thresholds, np.float64))
+        if self.thresholds.ndim != 1 or not np.isfinite(self.thresholds).all():
+            raise ValueError(f"thresholds must be a list of numbers, not {thresholds}")
+        self.n_classes = n_classes
+        rows, columns = ConfusionMatrix(n_classes).matrix.shape
+        self.histogram = np.zeros((rows, columns, len(self.thresholds) + 1), np.int64)
+
+    def update(self, classes: np.ndarray, scores: np.ndarray, gt: np.ndarray) -> None:
+        """Count one image: the best class of every pixel, its score (floating point), ground truth.
+
+        Same shape, arrays or tensors. The comparison is made in the type of the scores, as by an
+        argmax over [threshold, scores]. Raises ValueError as `ConfusionMatrix.update` does, and for
+        scores that are NaN.
+        """
+        scores = _array(scores)
+        cells = _cells(classes, gt, self.n_classes)
+        if scores.shape != cells.shape or scores.dtype.kind != "f" or np.isnan(scores).any():
+            raise ValueError(f"scores must be numbers of shape {cells.shape}, one for each pixel")
+        below = np.searchsorted(self.thresholds.astype(scores.dtype), scores.ravel(), side="left")
+        rows, columns, bins = self.histogram.shape
+        counts = np.bincount(cells.ravel() * bins + below, minlength=(rows + 1) * columns * bins)
+        self.histogram += counts.reshape(-1, columns, bins)[:-1]
+
+    def merge(self, other: ThresholdSweep) -> ThresholdSweep:
+        """Add the counts of another process. Raises ValueError for other thresholds or classes."""
+        same = np.array_equal(self.thresholds, other.thresholds)
+        if not same or other.n_classes != self.n_classes:
+            raise ValueError("cannot add a sweep over other thresholds or other classes")
+        self.histogram += other.histogram
+        return self
+
+    __iadd__ = merge
+
+    def confusions(self) -> list[ConfusionMatrix]:
+        """One matrix per threshold, in the order of `self.thresholds` (ascending)."""
+        confusions = []
+        # The bin b holds the scores above exactly b thresholds: foreground for those before b.
+        background = self.histogram.cumsum(-1)
+        for i in range(len(self.thresholds)):
+            confusion = ConfusionMatrix(self.n_classes)
+            confusion.matrix += background[..., -1] - background[..., i]
+            confusion.matrix[:, 0] += background[..., i].sum(1)
+            confusions.append(confusion)
+        return confusions
+
+
+def _array(values) -> np.ndarray:
+    """An array as it is; a tensor on any device as an array."""
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def _cells(pred: np.ndarray, gt: np.ndarray, n_classes: int) -> np.ndarray:
+    """Cell of every pixel in the flattened (n_classes + 1, n_classes + 1) matrix.
+
+    The last row holds the ignored pixels, the last column the predictions that are no class.
+    """
+    pred, gt = _array(pred), _array(gt)
+    if pred.shape != gt.shape or pred.dtype.kind not in "iu" or gt.dtype.kind not in "iu":
+        found = f"{pred.dtype} {pred.shape} and {gt.dtype} {gt.shape}"
+        raise ValueError(f"prediction and ground truth must be integers of one shape, not {found}")
+    wrong = ((gt < 0) | (gt >= n_classes)) & (gt != IGNORE)
+    if wrong.any():
+        raise ValueError(
+            f"ground truth holds label {gt[wrong][0]}: neither a class 0..{n_classes - 1} nor 255"
+        )
+    rows, columns = np.minimum(gt.astype(np.intp), n_classes), pred.astype(np.intp)
+    columns[(columns < 0) | (columns >= n_classes)] = n_classes
+    return rows * (n_classes + 1) + columns
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean without the NaN; NaN, silently, where nothing is left."""
+    seen = values[~np.isnan(values)]
+    return float(seen.mean()) if seen.size else float("nan")

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Check VOC 2012, convert SBD's masks, write the train_aug list.
+# Machine: any. Time: 5 minutes. Prints a table of what every split has and what is missing.
+# Before: unpack VOCtrainval_11-May-2012.tar and SBD's benchmark.tgz (see data/README.md).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+SBD=${SBD:-benchmark_RELEASE/dataset}
+
+python tools/prepare_voc.py \
+  --voc "$DATA" \
+  --sbd "$SBD"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Train DeepLabv3+ on the pseudo-labels.
+# Machine: one 80 GB GPU, or 4 of 24 GB with GPUS=4. Time: about 12 hours on an A100.
+# Writes RUNS/segmentation/model.pt.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+stage train_segmentation.py \
+  --data "$DATA" \
+  --labels "$RUNS/pseudo" \
+  --out "$RUNS/segmentation" \
+  --backbone "$BACKBONE" \
+  --seed "$SEED"

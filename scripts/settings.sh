@@ -1,0 +1,23 @@
+# What every numbered script reads first. Change it here, or from outside: `GPUS=4 bash scripts/1_...`
+DATA=${DATA:-VOCdevkit/VOC2012}   # data root, prepared by 0_prepare_data.sh
+RUNS=${RUNS:-runs/voc}            # every stage writes a directory below this one
+BACKBONE=${BACKBONE:-resnet50}    # resnet18, resnet34, resnet50, resnet101
+GPUS=${GPUS:-1}                   # processes on this machine; --batch-size stays global
+SEED=${SEED:-0}
+
+# Several machines: set NODES, NODE_RANK and MASTER (host:port) on each and start the same script.
+NODES=${NODES:-1}
+NODE_RANK=${NODE_RANK:-0}
+MASTER=${MASTER:-localhost:29400}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# stage SCRIPT OPTIONS...: run a stage on all GPUs
+stage() {
+  if [ "$GPUS" -gt 1 ] || [ "$NODES" -gt 1 ]; then
+    torchrun --nnodes "$NODES" --node-rank "$NODE_RANK" --nproc-per-node "$GPUS" \
+      --rdzv-backend c10d --rdzv-endpoint "$MASTER" "$@"
+  else
+    python "$@"
+  fi
+}

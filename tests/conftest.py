@@ -1,0 +1,80 @@
+"""A tiny data set that every stage test shares, and the commands that make each stage small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+REPO = Path(__file__).resolve().parent.parent
+SHARED = REPO.parent / "shared"
+GOLDENS = Path(__file__).parent / "goldens"
+
+# What makes a training small enough for a test: ResNet-18 from scratch, one short epoch.
+SMALL = "--backbone resnet18 --weights none --epochs 2 --batch-size 4 --crop 64 --sides 48 80 "
+SMALL += "--lr 0.05 --workers 0 --device cpu --amp off --log-every 1"
+SMALL = SMALL.split()
+
+
+@pytest.fixture(autouse=True)
+def _outside_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests never start in the middle of somebody's torchrun."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    """A file of tests/goldens as a dict of arrays."""
+    with np.load(GOLDENS / f"{name}.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def write_data_root(
+    root: Path,
+    n_train: int = 8,
+    n_val: int = 3,
+    classes: tuple[str, ...] = ("disc", "square", "bar"),
+    size: tuple[int, int] = (48, 64),
+    masks: bool = True,
+) -> Path:
+    """A data set in the project's layout: one coloured figure an image, on noise."""
+    rng = np.random.default_rng(0)
+    for folder in ("JPEGImages", "ImageSets/Segmentation", "SegmentationClass"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("\n".join(classes) + "\n")
+    lines = []
+    for split, count in (("train", n_train), ("val", n_val)):
+        ids = [f"{split}{i}" for i in range(count)]
+        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(ids) + "\n")
+        for number, image_id in enumerate(ids):
+            kind = number % len(classes)
+            image = rng.integers(60, 120, (*size, 3)).astype(np.uint8)
+            y, x = np.mgrid[: size[0], : size[1]]
+            inside = [
+                (y - 24) ** 2 + (x - 30) ** 2 < 200,
+                (abs(y - 24) < 12) & (abs(x - 30) < 12),
+                abs(y - 24) < 6,
+            ][kind % 3]
+            image[inside] = np.roll([220, 40, 60], kind)
+            Image.fromarray(image).save(root / "JPEGImages" / f"{image_id}.jpg", quality=95)
+            if masks:
+                mask = np.where(inside, kind + 1, 0).astype(np.uint8)
+                Image.fromarray(mask).save(root / "SegmentationClass" / f"{image_id}.png")
+            lines.append(f"{image_id} {classes[kind]}")
+    (root / "labels.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    """A fresh tiny data root that a test may damage."""
+    return write_data_root(tmp_path / "data")
+
+
+def run_stage(main, *arguments: object) -> None:
+    """Run a stage script's `main` in this process."""
+    main([str(a) for a in arguments])

@@ -1,0 +1,111 @@
+"""core.metrics against the golden and naive loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import golden
+
+from core.metrics import ConfusionMatrix, ThresholdSweep
+
+
+def confusion(pred, gt, n_classes: int) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(n_classes)
+    matrix.update(np.asarray(pred), np.asarray(gt))
+    return matrix
+
+
+def test_golden():
+    g = golden("metrics")
+    matrix, other = ConfusionMatrix(21), ConfusionMatrix(21)
+    matrix.update(g["pred"][:2], g["gt"][:2])
+    other.update(torch.from_numpy(g["pred"][2]), torch.from_numpy(g["gt"][2]).long())
+    matrix += other
+    np.testing.assert_allclose(matrix.iou(), g["iou"], rtol=1e-9)
+    assert matrix.miou() == pytest.approx(float(g["miou"]), rel=1e-9)
+    assert matrix.fp() == pytest.approx(float(g["fp"]), rel=1e-9)
+    assert matrix.fn() == pytest.approx(float(g["fn"]), rel=1e-9)
+    assert matrix.iou()[1:].mean() == pytest.approx(float(g["miou_foreground"]), rel=1e-9)
+
+
+def test_matrix_equals_the_naive_loop():
+    rng = np.random.default_rng(0)
+    gt, pred = rng.choice([0, 1, 2, 3, 255], (2, 9, 8)), rng.choice([0, 1, 2, 3, 4, 255], (2, 9, 8))
+    expected = np.zeros((4, 5), int)
+    for t, p in zip(gt.flat, pred.flat, strict=True):
+        if t != 255:
+            expected[t, min(p, 4)] += 1
+    np.testing.assert_array_equal(confusion(pred.astype("u1"), gt.astype("i4"), 4).matrix, expected)
+
+
+def test_prediction_outside_the_classes_is_a_miss():
+    matrix = confusion([1, 255, 7, -1, 255], [1, 1, 1, 1, 255], 2)
+    np.testing.assert_array_equal(matrix.iou(), [np.nan, 25.0])
+    assert (matrix.miou(), matrix.fp(), matrix.fn()) == (25.0, 0.0, 0.75)
+
+
+def test_class_on_neither_side_is_left_out():
+    matrix = confusion([0, 0, 2, 2], [0, 2, 2, 2], 4)
+    np.testing.assert_allclose(matrix.iou(), [50, np.nan, 200 / 3, np.nan])
+    assert matrix.miou() == pytest.approx((50 + 200 / 3) / 2)
+    assert matrix.miou() / 100 + matrix.fp() + matrix.fn() == pytest.approx(1)
+
+
+def test_nothing_counted_is_nan(recwarn):
+    empty = confusion([3, 3], [255, 255], 4)
+    assert np.isnan([empty.miou(), empty.fp(), empty.fn()]).all() and not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("pred", "gt"), [([0, 1], [0, 4]), ([0], [-1]), ([0], [0, 1]), ([0.0], [0]), ([0], [0.5])]
+)
+def test_bad_input_is_refused(pred, gt):
+    with pytest.raises(ValueError):
+        confusion(pred, gt, 4)
+
+
+def test_other_classes_are_not_merged():
+    for make in (ConfusionMatrix, lambda n: ThresholdSweep(n, [0.1])):
+        with pytest.raises(ValueError):
+            make(3).merge(make(4))
+    with pytest.raises(ValueError):
+        ConfusionMatrix(256)
+
+
+def test_sweep_equals_an_argmax_per_threshold():
+    """Scores are multiples of 1/20 in float32, so ties with the thresholds are frequent."""
+    rng = np.random.default_rng(0)
+    thresholds = np.arange(0, 1.0, 0.05)
+    expected = [ConfusionMatrix(6) for _ in thresholds]
+    sweep, other = ThresholdSweep(6, thresholds), ThresholdSweep(6, thresholds)
+    for number, kinds in enumerate(([2, 5], [1], [1, 3, 4])):
+        cams = (rng.integers(0, 21, (len(kinds), 13, 17)) / 20).astype(np.float32)
+        gt = rng.choice([0, 1, 2, 3, 4, 5, 255], cams.shape[1:]).astype(np.uint8)
+        best = np.array(kinds, np.uint8)[cams.argmax(0)]
+        (other if number == 2 else sweep).update(best, cams.max(0), gt)
+        for matrix, threshold in zip(expected, thresholds, strict=True):
+            background = np.full_like(cams[:1], threshold)
+            labels = np.array([0, *kinds])[np.concatenate([background, cams]).argmax(0)]
+            matrix.update(labels, gt)
+    sweep += other
+    for got, matrix in zip(sweep.confusions(), expected, strict=True):
+        np.testing.assert_array_equal(got.matrix, matrix.matrix)
+
+
+def test_sweep_sorts_its_thresholds_and_takes_tensors():
+    sweep = ThresholdSweep(3, [0.5, 0.1])
+    best, scores = torch.tensor([1, 1, 2]), torch.tensor([0.05, 0.3, 0.9])
+    sweep.update(best, scores, torch.tensor([1, 1, 2]))
+    assert sweep.thresholds.tolist() == [0.1, 0.5]
+    assert [matrix.matrix[1].tolist() for matrix in sweep.confusions()] == [
+        [1, 1, 0, 0],
+        [2, 0, 0, 0],
+    ]
+
+
+def test_sweep_refuses_bad_scores():
+    sweep, ones = ThresholdSweep(3, [0.5]), np.ones(2, int)
+    for scores in (np.array([0.1, np.nan]), np.ones(3), ones):
+        with pytest.raises(ValueError):
+            sweep.update(ones, scores, ones)
