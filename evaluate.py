@@ -265,14 +265,6 @@ def print_table(figures: dict[str, Any]) -> None:
 def input_digests(args: argparse.Namespace, data: DataRoot, ids: list[str]) -> dict[str, str]:
     """Digests of everything the scores depend on."""
     inputs = {"data": data.digest(ids)}
-    if args.cams is not None:
-        stage = files.read_json(args.cams / "run.json", "give a directory of CAMs").get("stage")
-        stage = "random_walk" if stage == "random_walk" else "make_cam"
-        inputs["cams"] = outputs_digest(args.cams, "*.npz", stage)
-    elif args.labels is not None:
-        inputs["labels"] = files.digest_files([args.labels / f"{i}.png" for i in ids])
-    else:
-        inputs["checkpoint"] = files.digest_file(args.checkpoint)
     masks = [data.mask_path(i, args.masks) for i in ids]
     if any(path.exists() for path in masks):
         inputs["masks"] = files.digest_files(masks)
@@ -281,6 +273,14 @@ def input_digests(args: argparse.Namespace, data: DataRoot, ids: list[str]) -> d
             f"{masks[0].parent}: no ground truth for split {args.split!r}; only a checkpoint with "
             "--save-predictions can do without"
         )
+    if args.cams is not None:
+        stage = files.read_json(args.cams / "run.json", "give a directory of CAMs").get("stage")
+        stage = "random_walk" if stage == "random_walk" else "make_cam"
+        inputs["cams"] = outputs_digest(args.cams, "*.npz", stage)
+    elif args.labels is not None:
+        inputs["labels"] = files.digest_files([args.labels / f"{i}.png" for i in ids])
+    else:
+        inputs["checkpoint"] = files.digest_file(args.checkpoint)
     return inputs
 
 

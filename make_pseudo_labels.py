@@ -74,7 +74,8 @@ def edge_map(network: AffinityNet, image: Tensor, pad_to: int) -> Tensor:
     """Boundary probabilities (h, w) at stride 4 of one uint8 image (3, H, W).
 
     The normalised image is zero-padded right and bottom to `pad_to`, where larger to the next
-    multiple of 32: GroupNorm then sees what it saw in training. The logits of the image and its mirror image are averaged (IRN).
+    multiple of 32: GroupNorm then sees what it saw in training. The logits of the image and its
+    mirror image are averaged (IRN).
     """
     height, width = image.shape[1:]
     pad = [pad_to - s if s <= pad_to else -s % 32 for s in (width, height)]

@@ -78,7 +78,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def _decode_jpeg(data: bytes) -> Tensor:
-    """uint8 RGB (3, H, W) by torchvision's decoder, or PIL's where torchvision has none any more."""
+    """uint8 RGB (3, H, W) by torchvision's decoder; by PIL's once torchvision has none."""
     try:
         from torchvision.io import ImageReadMode, decode_jpeg
     except ImportError:

@@ -1,7 +1,8 @@
 """The random walk that carries class scores up to the boundaries, at any image size.
 
 IRN (Ahn et al., CVPR 2019) squares the dense N x N transition matrix 8 times. T^256 x is also 256
-products with a sparse T of 69 entries a pixel: the same scores, a thousandth of time and memory.
+products with a sparse T of 69 entries a pixel: the same scores, in 0.1 s instead of minutes on the
+CPU at 94 x 125, and in 200 MB at 225 x 300, where the dense matrix alone takes 34 GiB.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def random_walk(
 
     Cam (K, h, w), finite, float32 or float64; edge (h, w) in [0, 1]; tensors or arrays. Returns
     (K, h, w) in the type and on the device of `cam`. Float64 agrees with the dense form to 1e-12;
-    float32 drifts by 2e-4 relative, as T's rounding acts 256 times. Raises ValueError for other
+    float32 drifts by about 1e-4 relative, as T's rounding acts 256 times. Raises ValueError for other
     shapes or types, for scores that are not finite, for edges outside [0, 1].
     """
     cam = torch.as_tensor(cam)

@@ -45,7 +45,8 @@ EXECUTION = {
     "batch_images",
 }
 # What the stages leave in their directories; `--overwrite` removes these and nothing else.
-ARTEFACTS = ("*.npz", "*.png", "*.pt", "log.jsonl", "run.json", ".*.tmp", "labels/*.png")
+RESULTS = ("*.npz", "*.png", "*.pt", "labels/*.png")
+ARTEFACTS = (*RESULTS, "log.jsonl", "run.json", ".*.tmp")
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -190,11 +191,12 @@ class Run:
             self._clear()
         if self.path.exists():
             old = files.read_json(self.path, "start anew with --overwrite")
-            self._refuse_if_other(old)
-            if old.get("finished") is True:
-                self.record = old
-                return 1
-            self.record["seconds"] = float(old.get("seconds") or 0)
+            if any(any(self.out.glob(pattern)) for pattern in RESULTS):
+                self._refuse_if_other(old)
+                if old.get("finished") is True:
+                    self.record = old
+                    return 1
+                self.record["seconds"] = float(old.get("seconds") or 0)
         elif any(name for name in os.listdir(self.out) if not name.startswith(".")):
             raise InputError(f"{self.out}: holds files but no run.json; choose an empty directory")
         self._write()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from core.cam import CamFile
+from core.datasets import DataRoot
 
 torch.set_num_threads(1)
 REPO = Path(__file__).resolve().parent.parent
@@ -78,3 +82,17 @@ def data_root(tmp_path: Path) -> Path:
 def run_stage(main, *arguments: object) -> None:
     """Run a stage script's `main` in this process."""
     main([str(a) for a in arguments])
+
+
+def write_cams(data_root: Path, out: Path) -> None:
+    """CAMs as if make_cam.py had made them: the blurred masks."""
+    data = DataRoot(data_root)
+    labels = data.image_labels(data.ids("train"))
+    out.mkdir()
+    for image_id, classes in labels.items():
+        mask = np.array(Image.open(data.mask_path(image_id)))
+        maps = torch.from_numpy(np.stack([mask == c for c in classes]).astype(np.float32))
+        maps = torch.nn.functional.avg_pool2d(maps, 4)
+        CamFile(classes, maps.numpy(), mask.shape).save(out / f"{image_id}.npz")
+    record = {"stage": "make_cam", "finished": True}
+    (out / "run.json").write_text(json.dumps(record))

@@ -110,8 +110,8 @@ def test_real_images(tmp_path):
     (data / "ImageSets/Segmentation").mkdir(parents=True)
     for folder in ("JPEGImages", "Annotations", "SegmentationClass"):
         (data / folder).symlink_to(REAL / folder)
-    ids = (REAL / "ImageSets/Segmentation/train.txt").read_text().split()[:6]
-    val = (REAL / "ImageSets/Segmentation/val.txt").read_text().split()[:2]
+    ids = (REAL / "ImageSets/Segmentation/train.txt").read_text().split()[:4]
+    val = (REAL / "ImageSets/Segmentation/val.txt").read_text().split()[:1]
     (data / "ImageSets/Segmentation/train.txt").write_text("\n".join(ids) + "\n")
     (data / "ImageSets/Segmentation/val.txt").write_text("\n".join(val) + "\n")
     six_stages(data, tmp_path / "runs", "train", "val", [*SMALL, "--epochs", "1"])

@@ -1,0 +1,181 @@
+"""Reading images, label maps and image-level labels; the random views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+from PIL import Image
+
+from core import images
+from core.datasets import VOC_CLASSES, DataRoot, TrainingViews
+from core.errors import InputError
+from core.transforms import MEAN, STD, RandomView, normalize
+
+REPO_LISTS = Path(__file__).resolve().parent.parent / "data"
+
+
+def picture(height: int = 20, width: int = 30) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([y * 8, x * 6, y * 3 + x * 3], 2).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("rgb.jpg", lambda p: p),
+        ("grey.jpg", lambda p: p.convert("L")),
+        ("cmyk.jpg", lambda p: p.convert("CMYK")),
+        ("rgb.png", lambda p: p),
+        ("rgba.png", lambda p: p.convert("RGBA")),
+        ("palette.png", lambda p: p.convert("P")),
+        ("grey16.png", lambda p: Image.fromarray(np.array(p)[:, :, 0].astype(np.uint16) << 8)),
+    ],
+)
+def test_every_kind_of_image_becomes_rgb(tmp_path, name, make):
+    original = make(Image.fromarray(picture()))
+    original.save(tmp_path / name)
+    got = images.as_array(images.read_image(tmp_path / name))
+    assert got.shape == (20, 30, 3) and got.dtype == np.uint8 and got.flags.writeable
+    wanted = picture()
+    if "grey" in name:
+        grey = wanted[:, :, 0] if "16" in name else np.array(Image.fromarray(wanted).convert("L"))
+        wanted = np.repeat(grey[:, :, None], 3, 2)
+    assert abs(got.astype(int) - wanted).mean() < (20 if name == "palette.png" else 12)
+
+
+def test_rotation_tag_is_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
+    assert images.read_image(tmp_path / "a.jpg").shape == (3, 20, 30)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_images_are_named(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    for keep in (0, 10, len(whole) // 2):
+        path.write_bytes(whole[:keep])
+        with pytest.raises(InputError, match=rf"a\.{suffix}"):
+            images.read_image(path)
+
+
+def test_label_maps(tmp_path):
+    label = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    label[0, 0] = 255
+    path = tmp_path / "a.png"
+    images.write_label(path, label)
+    assert np.array_equal(images.read_label(path, 20), label)
+    assert Image.open(path).getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
+    with pytest.raises(InputError, match=r"label 19 is outside"):
+        images.read_label(path, 19)
+    with pytest.raises(InputError, match=r"5x4 pixels, image of 4x5"):
+        images.read_label(path, 20, (5, 4))
+    Image.fromarray(picture()).save(path)
+    with pytest.raises(InputError, match="not an 8-bit"):
+        images.read_label(path, 20)
+
+
+def test_bundled_lists():
+    counts = {"train_aug": 10582, "train": 1464, "val": 1449, "test": 1456}
+    lists = {s: (REPO_LISTS / f"{s}.txt").read_text().split() for s in counts}
+    assert {s: len(set(ids)) for s, ids in lists.items()} == counts
+    assert set(lists["train"]) <= set(lists["train_aug"])
+    assert not set(lists["val"]) & set(lists["train_aug"])
+    rows = [r.split() for r in (REPO_LISTS / "image_labels.txt").read_text().splitlines()]
+    assert {r[0] for r in rows} == set(lists["train_aug"]) | set(lists["val"])
+    assert {name for r in rows for name in r[1:]} == set(VOC_CLASSES)
+
+
+def test_labels_from_text_and_from_annotations(data_root):
+    data = DataRoot(data_root)
+    assert data.image_labels(["train0", "train2"]) == {"train0": [1], "train2": [3]}
+    (data_root / "labels.txt").unlink()
+    (data_root / "Annotations").mkdir()
+    xml = "<annotation>{}</annotation>"
+    objects = "".join(f"<object><name>{n}</name></object>" for n in ("bar", "disc", "bar"))
+    (data_root / "Annotations/train0.xml").write_text(xml.format(objects))
+    assert data.image_labels(["train0"]) == {"train0": [1, 3]}
+
+
+def test_ids_and_classes_with_spaces_and_letters(data_root):
+    name = "Bild ä 1"
+    (data_root / "classes.txt").write_text("disc\nred panda\n")
+    (data_root / "labels.txt").write_text(f"{name}\tred panda\tdisc\n")
+    (data_root / "ImageSets/Segmentation/odd.txt").write_text(f"{name}\n")
+    Image.fromarray(picture()).save(data_root / "JPEGImages" / f"{name}.png")
+    data = DataRoot(data_root)
+    assert data.image_labels(data.ids("odd")) == {name: [1, 2]}
+    assert data.image_path(name).suffix == ".png"
+
+
+@pytest.mark.skipif(not (SHARED / "realvoc").is_dir(), reason="the real VOC images are not at hand")
+def test_real_annotations_agree_with_the_bundled_labels():
+    data = DataRoot(SHARED / "realvoc" / "VOC2012")
+    rows = dict(
+        line.split(maxsplit=1)
+        for line in (REPO_LISTS / "image_labels.txt").read_text().splitlines()
+    )
+    for image_id, classes in data.image_labels(data.ids("train")).items():
+        assert [VOC_CLASSES[c - 1] for c in classes] == sorted(rows[image_id].split())
+
+
+def test_views_stay_joint_and_pad_as_told():
+    """A mask drawn into the image comes out where the image says."""
+    rng = np.random.default_rng(0)
+    view = RandomView((24, 80), 48)
+    mask = torch.zeros(30, 40, dtype=torch.uint8)
+    mask[8:20, 5:18] = 1
+    image = (mask * 200)[None].repeat(3, 1, 1)
+    for _ in range(50):
+        got, label, box = view(image, mask, rng)
+        top, left, bottom, right = box.tolist()
+        assert got.shape == (3, 48, 48) and label.shape == (48, 48)
+        inside = torch.zeros(48, 48, dtype=torch.bool)
+        inside[top:bottom, left:right] = True
+        assert (label[~inside] == 255).all() and (label[inside] < 2).all()
+        assert (got[:, ~inside] == 0).all()
+        wrong = ((got[0] > 100) != (label == 1)) & inside
+        assert wrong.float().mean() < 0.02  # the two interpolations differ at borders only
+
+
+def test_view_sizes_follow_the_longer_side():
+    view = RandomView((32, 32), 64)
+    rng = np.random.default_rng(0)
+    for shape, expected in (((50, 100), (16, 32)), ((100, 50), (32, 16)), ((7, 7), (32, 32))):
+        _, _, box = view(torch.zeros(3, *shape, dtype=torch.uint8), None, rng)
+        assert (box[2] - box[0], box[3] - box[1]) == expected
+
+
+def test_views_depend_on_seed_and_draw_alone(data_root):
+    data = DataRoot(data_root)
+    ids = data.ids("train")
+    labels = data.image_labels(ids)
+    make = [TrainingViews(data, ids, RandomView((40, 80), 64), 3, labels) for _ in range(2)]
+    later = make[0][len(ids) * 5 + 2]
+    for _ in range(3):
+        make[1][0]
+    for mine, again in zip(later, make[1][len(ids) * 5 + 2], strict=True):
+        assert torch.equal(mine, again)
+    assert not torch.equal(later[0], make[0][2][0])  # another epoch, another view
+
+
+def test_normalize_is_exact_and_zero_outside_the_box():
+    image = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    boxes = torch.tensor([[0, 0, 8, 8], [2, 1, 6, 5]])
+    got = normalize(image, boxes)
+    plain = image.double() / 255
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD))
+    expected = (plain - mean) / std
+    torch.testing.assert_close(got[0].double(), expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got[1, :, 2:6, 1:5].double(), expected[1, :, 2:6, 1:5],
+                               rtol=1e-5, atol=1e-5)  # fmt: skip
+    outside = got[1].clone()
+    outside[:, 2:6, 1:5] = 0
+    assert not outside.any()

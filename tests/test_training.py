@@ -1,0 +1,193 @@
+"""The optimiser recipe against the golden; sampling, resuming, accumulating and stopping."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, SMALL, golden, run_stage, write_cams
+
+import train_affinity
+import train_classification
+from core import losses, training
+from core.errors import InputError
+from core.networks import Classifier
+
+
+def test_sgd_poly_golden():
+    g = golden("sgd_poly")
+    weight = torch.nn.Parameter(torch.from_numpy(g["p0"]))
+    optimizer = torch.optim.SGD(
+        [weight], lr=0.1, momentum=1e-4, nesterov=True, weight_decay=float(g["weight_decay"])
+    )
+    for step, grad in enumerate(g["grads"]):
+        lr = training.poly_lr(step, int(g["max_step"]), float(g["base_lr"]))
+        assert lr == pytest.approx(g["lr"][step], rel=1e-6)
+        optimizer.param_groups[0]["lr"] = lr
+        weight.grad = torch.from_numpy(grad)
+        optimizer.step()
+        np.testing.assert_allclose(weight.detach(), g["params"][step], rtol=1e-5)
+
+
+def test_parameter_groups():
+    network = Classifier("resnet18", 3)
+    groups = training.parameter_groups(network, 1e-4)
+    scales = {g["scale"]: g for g in groups}
+    assert set(scales) == {1, 2, 10}  # the classifier has no bias: no x20 group
+    assert scales[10]["params"] == [network.classifier.weight]
+    assert network.backbone.bn1.bias in set(scales[2]["params"])
+    assert scales[2]["weight_decay"] == 0 and scales[1]["weight_decay"] == 1e-4
+    assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
+
+
+def test_global_batches_do_not_depend_on_processes(monkeypatch):
+    def all_ranks(world: int) -> list[set[int]]:
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        parts = []
+        for rank in range(world):
+            monkeypatch.setenv("RANK", str(rank))
+            parts.append(list(training.GlobalBatches(11, 4, seed=5, start=0, stop=6)))
+        return [sorted(chain(*batch)) for batch in zip(*parts, strict=True)]
+
+    alone = all_ranks(1)
+    assert all_ranks(2) == alone and all_ranks(4) == alone
+    for epoch in range(3):  # 2 full batches an epoch; no image twice
+        draws = list(chain(*alone[2 * epoch : 2 * epoch + 2]))
+        assert len(set(draws)) == 8 and {d // 11 for d in draws} == {epoch}
+
+
+def weights_of(out) -> dict[str, torch.Tensor]:
+    return torch.load(out / "model.pt", weights_only=True)["weights"]
+
+
+def arguments(data_root, out, *more: object) -> list[str]:
+    base = ["--data", data_root, "--split", "train", "--out", out, *SMALL]
+    return [str(a) for a in [*base, *more]]
+
+
+def test_interrupted_run_ends_bit_identical(data_root, tmp_path, monkeypatch):
+    """Stop between two checkpoints and between two log rows, then start again."""
+    more = ("--save-every", 3, "--log-every", 2, "--epochs", 4)
+    run_stage(train_classification.main, *arguments(data_root, tmp_path / "whole", *more))
+
+    original = training.Trainer.update
+
+    def stop_at_5(self, *args):
+        if self.step == 5:
+            raise KeyboardInterrupt
+        original(self, *args)
+
+    monkeypatch.setattr(training.Trainer, "update", stop_at_5)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(train_classification.main, *arguments(data_root, tmp_path / "cut", *more))
+    monkeypatch.setattr(training.Trainer, "update", original)
+    run_stage(train_classification.main, *arguments(data_root, tmp_path / "cut", *more))
+
+    whole, cut = weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut")
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+    logs = [(tmp_path / name / "log.jsonl").read_bytes() for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def test_sigkill_and_resume_bit_identical(data_root, tmp_path):
+    """A real SIGKILL on a real process, wherever it happens to be."""
+    more = ("--save-every", 1, "--epochs", 3)
+    run_stage(train_classification.main, *arguments(data_root, tmp_path / "whole", *more))
+    script = [sys.executable, str(REPO / "train_classification.py")]
+    command = [*script, *arguments(data_root, tmp_path / "killed", *more)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "last.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "model.pt").exists()
+    run_stage(train_classification.main, *arguments(data_root, tmp_path / "killed", *more))
+    whole, killed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
+    assert all(torch.equal(whole[k], killed[k]) for k in whole)
+    logs = [(tmp_path / name / "log.jsonl").read_bytes() for name in ("whole", "killed")]
+    assert logs[0] == logs[1]
+
+
+def test_loss_terms_can_be_switched_off(data_root, tmp_path):
+    """The four rows of Table 1 log just the terms they are made of."""
+    expected = {
+        (): {"cls", "p_cls", "re", "alpha"},
+        ("--no-re",): {"cls", "p_cls"},
+        ("--no-p-cls",): {"cls", "re", "alpha"},
+        ("--no-p-cls", "--no-re"): {"cls"},
+    }
+    for switches, terms in expected.items():
+        out = tmp_path / ("run" + "".join(switches))
+        run_stage(train_classification.main,
+                  *arguments(data_root, out, *switches, "--epochs", 1))  # fmt: skip
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        for row in rows:
+            assert set(row) == {"step", "epoch", "lr", "loss", "peak"} | terms
+            weight = row.get("alpha", 0)
+            parts = row["cls"] + row.get("p_cls", 0) + weight * row.get("re", 0)
+            assert row["loss"] == pytest.approx(parts, rel=1e-4)
+    assert losses.alpha(1, 2) == rows[0].get("alpha", 4.0)
+
+
+def test_puzzle_loss_is_the_papers(data_root):
+    """The loss of a batch against its definition, written out with loops over tiles."""
+    torch.manual_seed(0)
+    args = train_classification.get_args_parser().parse_args(arguments(data_root, "out"))
+    network = Classifier("resnet18", 3).eval()
+    images = torch.randn(2, 3, 64, 64)
+    labels = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    with torch.no_grad():
+        loss, terms = train_classification.puzzle_loss(network, images, labels, 3.0, args)
+        maps = network(images)
+        merged = torch.zeros_like(maps)
+        for row in (0, 1):
+            for column in (0, 1):
+                y, x = 32 * row, 32 * column
+                piece = network(images[:, :, y : y + 32, x : x + 32])
+                merged[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = piece
+        margin = torch.nn.functional.multilabel_soft_margin_loss
+        l_re = ((maps - merged).abs() * labels[:, :, None, None]).mean()
+        expected = margin(maps.mean((2, 3)), labels) + margin(merged.mean((2, 3)), labels)
+    torch.testing.assert_close(loss, expected + 3 * l_re)
+    torch.testing.assert_close(terms["re"], l_re)
+
+
+def test_nan_loss_stops_with_step_terms_and_checkpoint(data_root, tmp_path, monkeypatch):
+    original = losses.classification
+    calls = []
+
+    def poisoned(logits, labels):
+        calls.append(1)
+        return original(logits, labels) * (float("nan") if len(calls) > 4 else 1)
+
+    monkeypatch.setattr(losses, "classification", poisoned)
+    more = ("--no-re", "--no-p-cls", "--epochs", 6, "--log-every", 3, "--save-every", 2)
+    with pytest.raises(InputError, match=r"not finite at step 4 \(loss nan, cls nan.*last\.pt"):
+        run_stage(train_classification.main, *arguments(data_root, tmp_path / "nan", *more))
+    state = torch.load(tmp_path / "nan" / "last.pt", weights_only=True)
+    assert state["step"] == 4
+    assert all(v.isfinite().all() for v in state["network"].values())
+
+
+def test_accumulated_parts_make_the_same_update(data_root, tmp_path):
+    """With frozen BatchNorm and no dropout, the parts of a batch give the batch's gradients."""
+    cams = tmp_path / "cams"
+    write_cams(data_root, cams)
+    for parts in (1, 2):
+        run_stage(
+            train_affinity.main, *arguments(data_root, tmp_path / str(parts), "--jobs", 1),
+            "--cams", cams, "--radius", 5, "--accumulate", parts,
+        )  # fmt: skip
+    one, two = weights_of(tmp_path / "1"), weights_of(tmp_path / "2")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-5)
