@@ -197,7 +197,7 @@ class Run:
                     self.record = old
                     return 1
                 self.record["seconds"] = float(old.get("seconds") or 0)
-        elif any(name for name in os.listdir(self.out) if not name.startswith(".")):
+        elif any(p.is_file() and not p.name.startswith(".") for p in self.out.rglob("*")):
             raise InputError(f"{self.out}: holds files but no run.json; choose an empty directory")
         self._write()
         return 0

@@ -3,7 +3,7 @@
     python tools/make_shapes.py --out data/shapes
 
 Five classes of two-part objects: a large body, an ellipse with a class-tinted texture whose hue
-overlaps its neighbours', and at one end a small head, a bright disc with a dark class symbol. A
+overlaps its neighbours', and at one end a small head, a white disc with a dark class symbol. A
 classifier needs little more than the heads, so its CAM clings to them; they are missing in two
 objects of five, so that the body is evidence as well. 1-3 objects an image at random pose, over
 textured noise with coloured distractors. About 20 seconds for the default 900 images on one core.
@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
+from core import options
 from core.errors import InputError, run_main
 from core.files import read_json, write_json, write_text
 from core.images import write_label
@@ -33,7 +34,7 @@ DESIGN = 1  # raise it when a change to the drawing changes the images
 SPLITS = ("train", "val")
 MIN_SIZE = 64  # smaller, and the symbols are no longer legible
 HEADLESS = 0.4  # share of objects without a head
-HUE_SPREAD = 0.055  # standard deviation of a body's hue; the classes' hues are 0.2 apart
+HUE_SPREAD = 0.065  # standard deviation of a body's hue; the classes' hues are 0.2 apart
 VISIBLE = 0.5  # an object counts as present if this share of its area is seen
 
 
@@ -51,13 +52,10 @@ class Thing:
 
     @property
     def head_radius(self) -> float:
-        return 0.5 * self.minor
+        return 0.6 * self.minor
 
     def local(self, size: int, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Pixel grid in the object's frame (u along the body), each (side, side) float in pixels.
-
-        The grid reaches `margin` pixels beyond the image on every side.
-        """
+        """Pixel grid in the object's frame (u along the body), reaching `margin` past the image."""
         y, x = np.mgrid[-margin : size + margin, -margin : size + margin]
         dx, dy = x - self.x, y - self.y
         cos, sin = np.cos(self.angle), np.sin(self.angle)
@@ -67,9 +65,8 @@ class Thing:
         """Coverage in [0, 1] of body and head, one pixel of anti-aliasing at the border."""
         radius = np.sqrt((u / self.major) ** 2 + (v / self.minor) ** 2)
         body = np.clip(0.5 + (1 - radius) * self.minor, 0, 1)
-        distance = np.hypot(u - self.major, v)
-        head = np.clip(0.5 + self.head_radius - distance, 0, 1) * self.has_head
-        return body, head
+        head = np.clip(0.5 + self.head_radius - np.hypot(u - self.major, v), 0, 1)
+        return body, head * self.has_head
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cell: float, channels: int) -> np.ndarray:
@@ -109,11 +106,11 @@ def symbol(label: int, p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Where the dark symbol of class `label` lies; p, q are head coordinates, radius 1."""
     r = np.hypot(p, q)
     return {
-        "bar": (np.abs(q) < 0.24) & (r < 0.85),
+        "bar": (np.abs(q) < 0.35) & (r < 0.85),
         "chequer": (p * q > 0) & (r < 0.85),
-        "cross": (np.minimum(np.abs(p), np.abs(q)) < 0.16) & (r < 0.85),
-        "ring": (r > 0.4) & (r < 0.72),
-        "wedge": (p > -0.5) & (np.abs(q) < 0.45 * (0.8 - p)),
+        "cross": (np.minimum(np.abs(p), np.abs(q)) < 0.2) & (r < 0.85),
+        "ring": (r > 0.35) & (r < 0.8),
+        "wedge": (p > -0.6) & (np.abs(q) < 0.55 * (0.85 - p)),
     }[CLASSES[label - 1]]
 
 
@@ -122,13 +119,14 @@ def paint(rng: np.random.Generator, image: np.ndarray, thing: Thing) -> None:
     size = len(image)
     u, v = thing.local(size)
     body, head = thing.parts(u, v)
-    hue = (thing.label - 1) / len(CLASSES) + rng.normal(0, HUE_SPREAD)
-    tint = colour(hue, rng.uniform(0.35, 0.6), rng.uniform(0.5, 0.85))
+    hue = (thing.label - 1) / len(CLASSES)
+    tint = colour(hue + rng.normal(0, HUE_SPREAD), rng.uniform(0.3, 0.5), rng.uniform(0.5, 0.8))
     texture = 7 * smooth_noise(rng, size, size / 20, 1) + 3 * smooth_noise(rng, size, size / 20, 3)
     image += body[..., None] * (tint + texture - image)
     if thing.has_head:
         p, q = (u - thing.major) / thing.head_radius, v / thing.head_radius
-        disc = np.where(symbol(thing.label, p, q)[..., None], 25.0, 235.0)
+        ink = colour(hue, 1.0, 0.55)
+        disc = np.where(symbol(thing.label, p, q)[..., None], ink, 240.0)
         image += head[..., None] * (disc - image)
 
 
@@ -183,21 +181,19 @@ def write_data_set(root: Path, counts: dict[str, int], size: int, seed: int) -> 
     """Write the images, label maps and lists of every split below `root`."""
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
-    lists: dict[str, list[str]] = {split: [] for split in counts}
-    rows = []
+    lists = {split: [f"{split}_{i:05d}" for i in range(n)] for split, n in counts.items()}
     jobs = [(split, number) for split, count in counts.items() for number in range(count)]
+    rows = []
     for split, number in tqdm(jobs, desc="shapes", unit="image"):
-        name = f"{split}_{number:05d}"
+        name = lists[split][number]
         image, label = draw(size, seed, SPLITS.index(split), number)
         # High quality and full-resolution colour keep the objects' borders sharp for the CRF.
-        path = root / "JPEGImages" / f"{name}.jpg"
-        Image.fromarray(image).save(path, quality=95, subsampling=0)
-        write_label(root / "SegmentationClass" / f"{name}.png", label)
-        lists[split].append(name)
+        Image.fromarray(image).save(root / f"JPEGImages/{name}.jpg", quality=95, subsampling=0)
+        write_label(root / f"SegmentationClass/{name}.png", label)
         rows.append(" ".join([name, *(CLASSES[c - 1] for c in present(label))]))
     lists["train_aug"] = lists["train"]  # every image has its mask: there is nothing to add
     for split, names in lists.items():
-        write_text(root / "ImageSets" / "Segmentation" / f"{split}.txt", "\n".join([*names, ""]))
+        write_text(root / f"ImageSets/Segmentation/{split}.txt", "\n".join([*names, ""]))
     write_text(root / "labels.txt", "\n".join([*rows, ""]))
     write_text(root / "classes.txt", "\n".join([*CLASSES, ""]))
 
@@ -211,30 +207,22 @@ def made_before(out: Path, settings: dict[str, int], overwrite: bool) -> bool:
         # Not even with --overwrite: what lies there is not this tool's to delete.
         raise InputError(f"{out} holds other files than a shapes data set; choose another --out")
     found = read_json(record, "choose another --out or delete the directory")
-    if overwrite or found == settings:
-        return not overwrite
-    changes = [
-        f"{key} {found.get(key)} instead of {value}"
-        for key, value in settings.items()
-        if found.get(key) != value
-    ]
-    raise InputError(f"{out} was made with {', '.join(changes)}; --overwrite starts anew")
+    changed = [key for key in settings if found.get(key) != settings[key]]
+    if changed and not overwrite:
+        changes = [f"{key} {found.get(key)} instead of {settings[key]}" for key in changed]
+        raise InputError(f"{out} was made with {', '.join(changes)}; --overwrite starts anew")
+    return not overwrite
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory of the data set")
-    parser.add_argument("--train", type=int, default=800, help="training images (800)")
-    parser.add_argument("--val", type=int, default=100, help="validation images (100)")
-    parser.add_argument("--size", type=int, default=192, help="side of the images in pixels (192)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other images (0)")
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace the data set that this tool made in --out, the whole directory",
-    )
+    parser.add_argument("--train", type=int, default=800, help="training images")
+    parser.add_argument("--val", type=int, default=100, help="validation images")
+    parser.add_argument("--size", type=int, default=192, help="side of the images in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other images")
+    replace = "start anew: replace the data set this tool made in --out, the whole directory"
+    parser.add_argument("--overwrite", action="store_true", help=replace)
     return parser
 
 
@@ -249,12 +237,11 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.out}: already made with these settings")
         return
     # Made beside `out` and renamed at the end: what stands there is always whole.
-    partial = out.with_name(f"{out.name}.partial")
+    partial = out.with_name(f".{out.name}.shapes-partial")
     shutil.rmtree(partial, ignore_errors=True)
     write_data_set(partial, counts, args.size, args.seed)
     write_json(partial / "shapes.json", settings)
-    if out.exists():
-        shutil.rmtree(out)
+    shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     print(f"{args.out}: {args.train} train and {args.val} val images of {args.size} px")
 
