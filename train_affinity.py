@@ -114,13 +114,18 @@ def main(argv: list[str] | None = None) -> None:
         view = RandomView(tuple(args.sides), args.crop)
         views = TrainingViews(data, ids, view, args.seed, label_folder=args.out / "labels")
 
-        def loss(photos: Tensor, boxes: Tensor, labels: Tensor) -> tuple[Tensor, dict]:
+        def quarter(labels: Tensor) -> Tensor:
+            return labels[:, 2::4, 2::4]  # PIL's nearest resize to the size of the edge map
+
+        def loss(
+            photos: Tensor, boxes: Tensor, labels: Tensor, pairs: Tensor
+        ) -> tuple[Tensor, dict]:
             edge = trainer.model(normalize(photos, boxes)).float().sigmoid()
-            coarse = labels[:, 2::4, 2::4].long()  # PIL's nearest resize to a quarter
-            return losses.affinity(edge, coarse, args.radius), {}
+            return losses.affinity(edge, quarter(labels), args.radius, pairs), {}
 
         for batch in trainer.batches(views):
-            trainer.update(batch, loss)
+            pairs = losses.count_pairs(quarter(batch[2]), args.radius)
+            trainer.update(batch, loss, counts=pairs)
         model = trainer.finish(data.classes)
         run.finish(model=files.digest_file(model))
     distributed.finish()

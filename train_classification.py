@@ -55,11 +55,11 @@ def puzzle_loss(
     Returns the loss and its terms; `peak` is the mean height of the present classes' maps over
     their own average, which goes to 0 when the maps collapse into flat ones.
     """
-    maps = network(images)
+    maps = network(images).float()  # a mean of bf16 maps would be rounded to bf16
     terms = {"cls": losses.classification(maps.mean((2, 3)), labels)}
     loss = terms["cls"]
     if args.p_cls or args.re:
-        merged = merge(network(tile(images, args.grid)), args.grid)
+        merged = merge(network(tile(images, args.grid)).float(), args.grid)
     if args.p_cls:
         terms["p_cls"] = losses.classification(merged.mean((2, 3)), labels)
         loss = loss + terms["p_cls"]
@@ -68,7 +68,7 @@ def puzzle_loss(
         terms["re"] = losses.reconstruction(maps, merged, labels, masked=masked)
         terms["alpha"] = loss.new_tensor(alpha)
         loss = loss + alpha * terms["re"]
-    flat = maps.detach().float().flatten(2)
+    flat = maps.detach().flatten(2)
     height = (flat.amax(2) - flat.mean(2)) * labels
     terms["peak"] = height.sum() / labels.sum().clamp(min=1)
     return loss, terms

@@ -8,7 +8,8 @@ Arrays, tensors on any device and PIL images are taken alike; results are NumPy 
 
 Several images in flight on one GPU: call from several threads, each inside its own
 `with torch.cuda.stream(torch.cuda.Stream())`. The calls share nothing but the cache of spatial
-lattices, which is safe to share, and return when their result is on the host.
+lattices, which is safe to share, and return when their result is on the host. At 1200x900 with 21
+labels a call takes 1 GB of GPU memory on a photograph, 2.5 GB at most (an image of pure noise).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError
-from core.lattice import GaussianKernel
+from core.lattice import Lattice
 
 Device = torch.device | str | None
 BACKENDS = ("auto", "pydensecrf", "torch")
@@ -108,8 +109,8 @@ class DenseCRF:
         self._widths = {"sxy": float(sxy), "srgb": float(srgb)}
         self._compiled: tuple[int, Any] = (0, None)
         if self.backend == "torch":
-            bilateral = GaussianKernel(_bilateral_features(self._image, **self._widths))
-            spatial = _spatial_kernel(*self._size, self.device)
+            bilateral = Lattice(_bilateral_features(self._image, **self._widths)).normalize_()
+            spatial = _spatial_lattice(*self._size, self.device)
             self._terms = ((spatial, SPATIAL_WEIGHT), (bilateral, BILATERAL_WEIGHT))
 
     def refine_labels(
@@ -174,8 +175,8 @@ class DenseCRF:
         q = _softmax_(-energy)
         for _ in range(iterations):
             logits = -energy
-            for kernel, weight in self._terms:
-                logits += kernel.filter(q).mul_(weight)
+            for lattice, weight in self._terms:
+                logits.add_(lattice.filter(q), alpha=weight)
             q = _softmax_(logits)
         return q.T
 
@@ -217,12 +218,13 @@ def _bilateral_features(image: Tensor, sxy: float, srgb: float) -> Tensor:
 
 
 @functools.lru_cache(maxsize=8)
-def _spatial_kernel(height: int, width: int, device: torch.device) -> GaussianKernel:
+def _spatial_lattice(height: int, width: int, device: torch.device) -> Lattice:
     """It knows nothing of an image but the size, which many images share."""
-    kernel = GaussianKernel(_positions(height, width, SPATIAL_SXY, device).flatten(0, 1))
+    features = _positions(height, width, SPATIAL_SXY, device).flatten(0, 1)
+    lattice = Lattice(features).normalize_()
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()  # the next user may be on another stream
-    return kernel
+    return lattice
 
 
 def _device(device: Device) -> torch.device:

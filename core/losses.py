@@ -54,18 +54,40 @@ def alpha(step: int, max_step: int, peak: float = 4.0, ramp: float = 0.5) -> flo
     return min(peak * step / (ramp * max_step), peak) if ramp else peak
 
 
-def affinity(edge: Tensor, label: Tensor, radius: int = 10) -> Tensor:
+def affinity(edge: Tensor, label: Tensor, radius: int = 10, counts: Tensor | None = None) -> Tensor:
     """Affinity loss (IRN, "Loss for class boundary detection"): an edge only between unlike pairs.
 
     Edge (H, W) or (N, H, W), probabilities in [0, 1]; label of the same shape, integers in
     0..255, 0 = background, 255 = ignore. L = (L_bgpos/2 + L_fgpos/2 + L_neg)/2, each the mean over
     its pairs in the whole batch: both background, both the same class, different. The sources
     are the pixels whose half disc of `radius` lies inside the image, as in the code of IRN: pairs
-    never leave it. A set without pairs contributes 0. Raises ValueError where the shapes differ.
+    never leave it. A set without pairs contributes 0. `counts` (3,) replaces the numbers of pairs
+    that the sums are divided by, for a batch in parts. Raises ValueError where the shapes differ.
     """
     if edge.shape != label.shape or edge.ndim not in (2, 3):
         shapes = f"{tuple(edge.shape)} and {tuple(label.shape)}"
         raise ValueError(f"edge and label must both be (H, W) or both (N, H, W), not {shapes}")
+    sets = _pair_sets(label, radius)
+    if counts is None:
+        counts = torch.stack([pairs.sum() for pairs in sets])
+    affinities = pair_affinity(_wide(edge).reshape(-1, *edge.shape[-2:]), radius)
+
+    def surprise(probability: Tensor, count: Tensor) -> Tensor:
+        return -torch.log(probability + 1e-5).sum() / count.clamp(min=1)
+
+    bgpos = surprise(affinities.masked_select(sets[0]), counts[0])
+    fgpos = surprise(affinities.masked_select(sets[1]), counts[1])
+    neg = surprise(1 - affinities.masked_select(sets[2]), counts[2])
+    return (bgpos / 2 + fgpos / 2 + neg) / 2
+
+
+def count_pairs(label: Tensor, radius: int = 10) -> Tensor:
+    """How many pairs the three means of `affinity` are over: int64 (3,) bgpos, fgpos, neg."""
+    return torch.stack([pairs.sum() for pairs in _pair_sets(label, radius)])
+
+
+def _pair_sets(label: Tensor, radius: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks (N, n_offsets, h, w) of the pairs that are background, of one class, unlike."""
     # One byte a pair: 152 neighbours of 32 x 119 x 110 pixels make 64 million pairs.
     label = label.reshape(-1, *label.shape[-2:]).to(torch.uint8)
     offsets = paths(radius)[0]
@@ -73,12 +95,4 @@ def affinity(edge: Tensor, label: Tensor, radius: int = 10) -> Tensor:
     target = torch.stack([neighbour(label, offset, radius) for offset in offsets], dim=1)
     alike = source == target
     unlike = ~alike & (source != IGNORE) & (target != IGNORE)
-    affinities = pair_affinity(_wide(edge).reshape(label.shape), radius)
-
-    def surprise(probability: Tensor) -> Tensor:
-        return -torch.log(probability + 1e-5).sum() / max(probability.numel(), 1)
-
-    bgpos = surprise(affinities.masked_select(alike & (source == 0)))
-    fgpos = surprise(affinities.masked_select(alike & (source != 0) & (source != IGNORE)))
-    neg = surprise(1 - affinities.masked_select(unlike))
-    return (bgpos / 2 + fgpos / 2 + neg) / 2
+    return alike & (source == 0), alike & (source != 0) & (source != IGNORE), unlike

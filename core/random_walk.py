@@ -23,8 +23,8 @@ def random_walk(
 
     Cam (K, h, w), finite, float32 or float64; edge (h, w) in [0, 1]; tensors or arrays. Returns
     (K, h, w) in the type and on the device of `cam`. Float64 agrees with the dense form to 1e-12;
-    float32 drifts by about 1e-4 relative, as T's rounding acts 256 times. Raises ValueError for other
-    shapes or types, for scores that are not finite, for edges outside [0, 1].
+    float32 drifts by about 1e-4 relative, as T's rounding acts 256 times. Raises ValueError for
+    other shapes or types, for scores that are not finite, for edges outside [0, 1].
     """
     cam = torch.as_tensor(cam)
     edge = torch.as_tensor(edge).to(cam)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -190,7 +191,9 @@ class Trainer:
             # Each process keeps its own BatchNorm statistics (rank 0's are saved), as with the
             # DataParallel of the released code; broadcasting would rewrite them between forwards.
             devices = [self.device] if self.device.type == "cuda" else None
-            network = DistributedDataParallel(network, devices, broadcast_buffers=False)
+            with warnings.catch_warnings():  # torch >= 2.13 has another name for the option
+                warnings.simplefilter("ignore", FutureWarning)
+                network = DistributedDataParallel(network, devices, broadcast_buffers=False)
         return network
 
     def _resume(self, path: Path) -> int:
@@ -352,4 +355,5 @@ class Trainer:
         path = self.run.out / "model.pt"
         if distributed.is_main():
             checkpoint.save_model(path, self.network, classes)
+        distributed.barrier()
         return path

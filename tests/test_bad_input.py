@@ -176,7 +176,7 @@ def test_cams_missing_or_made_for_something_else(data_root):
     (cams / "run.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="has not finished"):
         affinity(data_root, "--overwrite")
-    with pytest.raises(InputError, match="made by make_cam, not by"):
+    with pytest.raises(InputError, match="made by train_affinity, not by make_cam"):
         run_stage(evaluate.main, "--data", data_root, "--cams", data_root.parent / "out", *CPU)
 
 
