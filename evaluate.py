@@ -56,6 +56,7 @@ PREDICT_OPTIONS = (
     "crf_backend",
     "amp",
     "overwrite",
+    "stale",
 )
 
 
@@ -90,7 +91,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         default=2,
         help="images of equal size computed together",
     )
-    p.add_argument("--overwrite", action="store_true", help="score anew, whatever is there")
+    options.add_overwrite(p)
     options.add_scales(p)
     options.add_crf(p)
     options.add_amp(p)

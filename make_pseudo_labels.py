@@ -41,6 +41,7 @@ WALK_OPTIONS = (
     "pad_to",
     "amp",
     "overwrite",
+    "stale",
 )
 
 

@@ -202,26 +202,24 @@ def _softmax_(logits: Tensor) -> Tensor:
 
 
 def _positions(height: int, width: int, sxy: float, device: torch.device) -> Tensor:
-    """Features (H, W, 2) float32: x and y in units of sxy."""
+    """Features (H*W, 2) float32: x and y in units of sxy."""
     # Divided by a tensor: CUDA multiplies by the inverse of a number, which rounds differently.
     step = torch.tensor(sxy, device=device)
     x = torch.arange(width, dtype=torch.float32, device=device) / step
     y = torch.arange(height, dtype=torch.float32, device=device) / step
-    return torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], 2)
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], 1)
 
 
 def _bilateral_features(image: Tensor, sxy: float, srgb: float) -> Tensor:
     """Features (H*W, 5) float32: x and y in units of sxy; r, g and b in units of srgb."""
-    colours = image.float() / torch.tensor(srgb, device=image.device)
-    positions = _positions(*image.shape[:2], sxy, image.device)
-    return torch.cat([positions, colours], 2).flatten(0, 1)
+    colours = image.view(-1, 3) / torch.tensor(srgb, device=image.device)
+    return torch.cat([_positions(*image.shape[:2], sxy, image.device), colours], 1)
 
 
 @functools.lru_cache(maxsize=8)
 def _spatial_lattice(height: int, width: int, device: torch.device) -> Lattice:
     """It knows nothing of an image but the size, which many images share."""
-    features = _positions(height, width, SPATIAL_SXY, device).flatten(0, 1)
-    lattice = Lattice(features).normalize_()
+    lattice = Lattice(_positions(height, width, SPATIAL_SXY, device)).normalize_()
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()  # the next user may be on another stream
     return lattice

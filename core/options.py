@@ -42,13 +42,24 @@ def add_stage(p: argparse.ArgumentParser, split: str, out: bool = True) -> None:
     p.add_argument("--split", default=split, help="list in ImageSets/Segmentation, without .txt")
     if out:
         p.add_argument("--out", type=Path, required=True, help="directory of this run")
-        p.add_argument("--overwrite", action="store_true", help="start anew in --out")
+        add_overwrite(p)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument(
         "--workers",
         type=int,
         default=min(4, cpu_count()),
         help="loader processes per GPU; 0 for none",
+    )
+
+
+def add_overwrite(p: argparse.ArgumentParser) -> None:
+    """--overwrite and --stale."""
+    p.add_argument("--overwrite", action="store_true", help="start anew, whatever is there")
+    p.add_argument(
+        "--stale",
+        choices=("refuse", "redo"),
+        default="refuse",
+        help="what to do where other settings or inputs made what is there",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import json
 import os
@@ -31,6 +32,7 @@ EXECUTION = {
     "workers",
     "jobs",
     "overwrite",
+    "stale",
     "save_every",
     "log_every",
     "json",
@@ -151,7 +153,7 @@ class Run:
         if distributed.is_main():
             self._take_lock()
             try:
-                state = self._open(getattr(args, "overwrite", False))
+                state = self._open(args.overwrite, args.stale == "redo")
             except BaseException:
                 self.__exit__()
                 raise
@@ -185,38 +187,51 @@ class Run:
             self._lock.close()
             raise InputError(f"{self.out}: another process is writing there; wait for it") from None
 
-    def _open(self, overwrite: bool) -> int:
+    def _open(self, overwrite: bool, redo: bool) -> int:
         """Compare with what is there; 1 if the run is complete already."""
         if overwrite:
             self._clear()
         if self.path.exists():
             old = files.read_json(self.path, "start anew with --overwrite")
             if any(any(self.out.glob(pattern)) for pattern in RESULTS):
-                self._refuse_if_other(old)
-                if old.get("finished") is True:
+                other = self._compare(old)
+                if other and not redo:
+                    raise InputError(other)
+                if other:
+                    self._clear()
+                elif old.get("finished") is True:
                     self.record = old
                     return 1
-                self.record["seconds"] = float(old.get("seconds") or 0)
+                else:
+                    self.record["seconds"] = float(old.get("seconds") or 0)
         elif any(p.is_file() and not p.name.startswith(".") for p in self.out.rglob("*")):
             raise InputError(f"{self.out}: holds files but no run.json; choose an empty directory")
         self._write()
         return 0
 
-    def _refuse_if_other(self, old: dict[str, Any]) -> None:
+    def _compare(self, old: dict[str, Any]) -> str:
+        """What forbids going on from an earlier run.json, in one line; empty if nothing does."""
         if old.get("stage") != self.stage:
             raise InputError(f"{self.out}: made by {old.get('stage')}; choose another --out")
         for what in ("settings", "inputs"):
             before = old.get(what) if isinstance(old.get(what), dict) else {}
             changed = difference(before, self.record[what])
             if changed:
-                raise InputError(
+                return (
                     f"{self.out}: made with other {what} ({changed}); choose another --out, or "
                     "start anew with --overwrite"
                 )
+        return ""
 
     def _clear(self) -> None:
+        """Remove what this stage left, never another stage's results."""
         if not self.path.exists():
             return  # not a directory of ours: _open refuses it if it holds anything
+        made_by = self.stage
+        with contextlib.suppress(InputError):  # a damaged run.json is what --overwrite mends
+            made_by = files.read_json(self.path, "").get("stage")
+        if made_by != self.stage:
+            raise InputError(f"{self.out}: made by {made_by}; choose another --out")
         for pattern in ARTEFACTS:
             for path in self.out.glob(pattern):
                 path.unlink()

@@ -1,0 +1,179 @@
+"""tools/doctor.py: what each check says of a machine and a data root, and that it never raises."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from core.errors import InputError
+from core.networks import Classifier
+from tools import doctor
+
+IDS = ["a", "b", "c"]
+
+
+def options(*given: str) -> Namespace:
+    return doctor.get_args_parser().parse_args(list(given))
+
+
+def level_of(findings: list[tuple[str, ...]], what: str) -> str:
+    return {name: level for level, name, *_ in findings}[what]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three images of 20x12 with labels and masks, in the three lists."""
+    folder = tmp_path / "data"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    for image_id in IDS:
+        Image.new("RGB", (20, 12)).save(folder / "JPEGImages" / f"{image_id}.jpg")
+        Image.new("L", (20, 12)).save(folder / "SegmentationClass" / f"{image_id}.png")
+    for split in ("train_aug", "train", "val"):
+        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(IDS))
+    (folder / "labels.txt").write_text("a cat\nb dog\nc cat dog\n")
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    return folder
+
+
+def test_good_data_root(root: Path) -> None:
+    findings = list(doctor.check_data(options("--data", str(root))))
+    assert {level for level, *_ in findings} == {"ok"}
+    images, pixels, labels, classes = doctor.data_facts(root, "train_aug")
+    assert (images, pixels, classes) == (3, 240, 2) and labels == pytest.approx(4 / 3)
+
+
+def test_data_root_with_gaps(root: Path) -> None:
+    (root / "JPEGImages" / "b.jpg").unlink()
+    (root / "SegmentationClass" / "c.png").unlink()
+    (root / "classes.txt").unlink()  # VOC's classes now, so the lists are compared with VOC's
+    findings = list(doctor.check_data(options("--data", str(root))))
+    assert level_of(findings, "data") == "FAIL"
+    assert [level for level, what, *_ in findings if what == "masks"] == ["warn", "warn"]
+    assert any(what == "list" and "VOC's 10582" in found for _, what, found, _ in findings)
+    assert any("b is the first" in remedy for *_, remedy in findings)
+
+
+def test_what_a_check_refuses_is_one_finding(tmp_path: Path) -> None:
+    findings = doctor.examine(options("--data", str(tmp_path / "none"), "--weights", "none"))
+    assert level_of(findings, "data") == "FAIL"
+    assert all(len(finding) == 4 and "\n" not in "".join(finding) for finding in findings)
+
+
+def test_kept_bytes_against_real_tensors() -> None:
+    """The count on shapes equals that of a pass with data; the sum is the documented formula."""
+    args = options("--backbone", "resnet18", "--crop", "64", "--batch-size", "4")
+    network, kept = Classifier("resnet18", 20).train(), {}
+    own = {p.data_ptr() for p in network.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = tensor  # kept alive: its address is not used again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.zeros(2, 3, 64, 64))
+    activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    weights = 12 * sum(p.numel() for p in network.parameters())
+    expected = 1.1 * (2 * activations + weights) + 2**30
+    estimate = doctor.training_bytes("train_classification", args, half=False, accumulate=2)
+    assert estimate == pytest.approx(expected, abs=1)
+
+
+def test_memory_falls_with_accumulation_and_half_precision() -> None:
+    args = options("--backbone", "resnet18")
+    for stage in doctor.TRAININGS:
+        need = [doctor.training_bytes(stage, args, half, n) for half, n in ((0, 1), (0, 4), (1, 4))]
+        assert need[0] > need[1] > need[2] > 2**30
+
+
+def test_too_little_memory_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = options("--backbone", "resnet18", "--out", str(tmp_path), "--stage", doctor.STAGES[0])
+    monkeypatch.setattr(doctor, "training_bytes", lambda *_: 1 << 60)
+    assert level_of(list(doctor.check_memory(args)), "memory") == "FAIL"
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 20, 0, 1 << 20))
+    findings = list(doctor.check_output(args))
+    assert level_of(findings, "output") == "ok" and level_of(findings, "disk") == "FAIL"
+    assert level_of(list(doctor.check_workers(args)), "/dev/shm") == "FAIL"
+    assert not any(tmp_path.iterdir())
+
+
+def test_disk_of_cams_is_their_size() -> None:
+    """VOC's CAMs: 94 x 125 float16 maps, 1.55 an image; the stage's docstring says 0.5 GB."""
+    maps = 10582 * 1.55 * 94 * 125 * 2
+    assert maps < doctor.disk_bytes("make_cam", options()) < 1.2 * maps
+
+
+def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(doctor.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    args = options("--backbone", "resnet18")
+    assert level_of(list(doctor.check_weights(args)), "weights") == "warn"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").write_bytes(b"half of it")
+    assert level_of(list(doctor.check_weights(args)), "weights") == "FAIL"
+    unknown = options("--backbone", "vgg16")
+    assert level_of(list(doctor.check_weights(unknown)), "weights") == "FAIL"
+    with pytest.raises(InputError):
+        list(doctor.check_weights(options("--weights", str(tmp_path / "none.pth"))))
+
+
+def test_missing_crf_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
+    assert level_of(list(doctor.check_crf(options())), "CRF") == "warn"
+
+
+@pytest.mark.parametrize("python, level", [("3.9.1", "FAIL"), ("3.12.0", "ok"), ("3.14.0", "warn")])
+def test_versions(monkeypatch: pytest.MonkeyPatch, python: str, level: str) -> None:
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: python)
+    monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["torch==2.0.1"])
+    monkeypatch.setattr(torch, "__version__", "2.3.1+cpu")
+    findings = list(doctor.check_versions(options()))
+    assert level_of(findings, "python") == level and level_of(findings, "numpy") == "ok"
+    assert level_of(findings, "torch") == "FAIL"
+    found = [found for _, what, found, _ in findings if what == "torchvision"]
+    assert found[0].endswith("was made for torch 2.0.1")
+
+
+def test_report_and_status(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    given = ["--data", str(root), "--out", str(tmp_path / "runs"), "--weights", "none"]
+    given += ["--backbone", "resnet18", "--batch-size", "2", "--json", str(report)]
+    monkeypatch.setattr(sys, "argv", ["doctor.py", *given])
+    with pytest.raises(SystemExit) as stop:
+        doctor.main()
+    findings = json.loads(report.read_text())["findings"]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(findings) and all(line[:4] in ("ok  ", "warn") for line in lines)
+    assert stop.value.code == 0 and not (tmp_path / "runs").exists()
+
+
+def test_broken_torch_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text('raise OSError("libcudart.so: no such file")')
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, doctor.__file__], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 1 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("FAIL torch: does not work: libcudart.so") for line in lines)
+    assert any(line.startswith("warn data: not checked") for line in lines)
+    assert not any("please report" in line for line in lines)
