@@ -27,7 +27,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core import (
-    cam,
     checkpoint,
     crf,
     distributed,
@@ -35,8 +34,9 @@ from core import (
     images,
     inference,
     options,
+    precision,
+    scoring,
     segmentation,
-    training,
 )
 from core.datasets import DataRoot
 from core.errors import InputError, run_main
@@ -98,29 +98,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     return p
 
 
-def score_cams(
-    data: DataRoot, ids: list[str], args: argparse.Namespace, thresholds: list[float]
-) -> ThresholdSweep:
-    """One joint histogram of ground truth, best class and its score, over the given images."""
-    sweep = ThresholdSweep(data.n_labels, thresholds)
-    for image_id in ids:
-        file = cam.CamFile.load(args.cams / f"{image_id}.npz", len(data.classes))
-        mask = images.read_label(data.mask_path(image_id, args.masks), data.n_labels, file.size)
-        scores, best = cam.upsample(torch.from_numpy(file.cam).float(), file.size).max(0)
-        sweep.update(file.classes[best.numpy()], scores.numpy(), mask)
-    return sweep
-
-
-def score_labels(data: DataRoot, ids: list[str], folder: Path, masks: str) -> ConfusionMatrix:
-    """The confusion matrix of label maps `folder/<id>.png`."""
-    matrix = ConfusionMatrix(data.n_labels)
-    for image_id in ids:
-        mask = images.read_label(data.mask_path(image_id, masks), data.n_labels)
-        label = images.read_label(folder / f"{image_id}.png", data.n_labels, mask.shape)
-        matrix.update(label, mask)
-    return matrix
-
-
 def over_images(function: Any, ids: list[str], args: argparse.Namespace, *rest: Any) -> Iterator:
     """Yield function(data, chunk, *rest) over this process's chunks, in a process pool."""
     data = rest[0]
@@ -157,7 +134,7 @@ def predictions(args: argparse.Namespace, data: DataRoot, ids: list[str], run: R
     """Yield the tasks of `refine_and_write` for the images without a prediction yet."""
     network = checkpoint.load_model(args.checkpoint, DeepLabV3Plus, data.classes)
     network = network.to(run.device, memory_format=torch.channels_last)
-    amp = training.amp_type(args.amp, run.device)
+    amp = precision.amp_type(args.amp, run.device)
     groups = inference.equal_size_batches(data, ids, args.batch_images)
     todo = inference.remaining(groups, [(args.save_predictions, ".png")])
 
@@ -174,7 +151,7 @@ def predictions(args: argparse.Namespace, data: DataRoot, ids: list[str], run: R
     with bar:
         for group, copies in inference.read_ahead(todo, load, args.workers):
             size = images.image_size(data.image_path(group[0]))
-            with training.autocast(amp, run.device):
+            with precision.autocast(amp, run.device):
                 probs = segmentation.probabilities(
                     network, [c.to(run.device, non_blocking=True) for c in copies], size
                 )
@@ -188,7 +165,7 @@ def predict(args: argparse.Namespace, data: DataRoot, ids: list[str], device: to
     inputs = {"data": data.digest(ids), "checkpoint": files.digest_file(args.checkpoint)}
     chosen = argparse.Namespace(**{name: getattr(args, name) for name in PREDICT_OPTIONS})
     resolved = {
-        "amp": training.amp_type(args.amp, device),
+        "amp": precision.amp_type(args.amp, device),
         "crf_backend": crf.resolve_backend(args.crf_backend, device),
     }
     with Run("predict", args.save_predictions, chosen, device, inputs, resolved) as run:
@@ -205,20 +182,6 @@ def reduced(matrix: np.ndarray, device: torch.device) -> np.ndarray:
     return distributed.total(torch.from_numpy(matrix).to(device)).cpu().numpy()
 
 
-def scores(matrix: ConfusionMatrix, classes: list[str]) -> dict[str, Any]:
-    """The contract's figures of a confusion matrix; NaN (a class nowhere) becomes None."""
-    iou = {
-        name: None if np.isnan(value) else round(float(value), 4)
-        for name, value in zip(["background", *classes], matrix.iou(), strict=True)
-    }
-    return {
-        "miou": round(float(matrix.miou()), 4),
-        "iou": iou,
-        "fp": round(float(matrix.fp()), 6),
-        "fn": round(float(matrix.fn()), 6),
-    }
-
-
 def evaluate(
     args: argparse.Namespace, data: DataRoot, ids: list[str], device: torch.device
 ) -> dict[str, Any]:
@@ -226,10 +189,10 @@ def evaluate(
     if args.cams is not None:
         thresholds = sorted(set(args.thresholds))
         sweep = ThresholdSweep(data.n_labels, thresholds)
-        for part in over_images(score_cams, ids, args, data, args, thresholds):
+        for part in over_images(scoring.cams, ids, args, data, args.cams, args.masks, thresholds):
             sweep.merge(part)
         sweep.histogram = reduced(sweep.histogram, device)
-        rows = [scores(matrix, data.classes) for matrix in sweep.confusions()]
+        rows = [scoring.figures(matrix, data.classes) for matrix in sweep.confusions()]
         best = int(np.argmax([row["miou"] for row in rows]))
         figures = rows[best] | {"threshold": thresholds[best]}
         figures["sweep"] = [
@@ -239,10 +202,10 @@ def evaluate(
     else:
         folder = args.labels or args.save_predictions
         total = ConfusionMatrix(data.n_labels)
-        for part in over_images(score_labels, ids, args, data, folder, args.masks):
+        for part in over_images(scoring.labels, ids, args, data, folder, args.masks):
             total.merge(part)
         total.matrix = reduced(total.matrix, device)
-        figures = scores(total, data.classes) | {"threshold": None}
+        figures = scoring.figures(total, data.classes) | {"threshold": None}
     return figures | {"images": len(ids)}
 
 

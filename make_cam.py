@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from core import checkpoint, distributed, files, images, inference, options, training
+from core import checkpoint, distributed, files, images, inference, options, precision
 from core.cam import CamFile, of_classes, sum_scales
 from core.datasets import DataRoot
 from core.errors import run_main
@@ -47,7 +47,7 @@ def make_cams(run: Run, args: argparse.Namespace, data: DataRoot, ids: list[str]
     labels = data.image_labels(ids)
     network = checkpoint.load_model(args.checkpoint, Classifier, data.classes)
     network = network.to(run.device, memory_format=torch.channels_last)
-    autocast = training.autocast(training.amp_type(args.amp, run.device), run.device)
+    autocast = precision.autocast(precision.amp_type(args.amp, run.device), run.device)
     groups = inference.equal_size_batches(data, ids, args.batch_images)
     todo = inference.remaining(groups, [(args.out, ".npz")])
 
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         "data": data.digest(ids, data.image_labels(ids)),
         "checkpoint": files.digest_file(args.checkpoint),
     }
-    resolved = {"amp": training.amp_type(args.amp, device)}
+    resolved = {"amp": precision.amp_type(args.amp, device)}
     with Run("make_cam", args.out, args, device, inputs, resolved) as run:
         if run.finished:
             return

@@ -22,7 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from core import cam, checkpoint, crf, distributed, files, images, inference, options, training
+from core import (
+    cam,
+    checkpoint,
+    crf,
+    distributed,
+    files,
+    images,
+    inference,
+    options,
+    precision,
+)
 from core.datasets import DataRoot
 from core.errors import InputError, run_main
 from core.networks import AffinityNet
@@ -92,7 +102,7 @@ def walk(
 ) -> Tensor:
     """Scores (K, h, w) after the walk, divided by the GLOBAL maximum of the upsampled maps."""
     device = image.device
-    with training.autocast(training.amp_type(args.amp, device), device):
+    with precision.autocast(precision.amp_type(args.amp, device), device):
         edge = edge_map(network, image, args.pad_to)
     maps = torch.from_numpy(file.cam).to(device, torch.float64)
     scores = random_walk(maps, edge.double(), args.radius, args.beta, args.log2_steps).float()
@@ -168,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.random_walk:
         inputs["affinity"] = files.digest_file(args.affinity)
     resolved = {
-        "amp": training.amp_type(args.amp, device),
+        "amp": precision.amp_type(args.amp, device),
         "crf_backend": crf.resolve_backend(args.crf_backend, device),
     }
     with contextlib.ExitStack() as stack:

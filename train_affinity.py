@@ -17,7 +17,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from core import cam, crf, distributed, files, images, losses, options, training
+from core import (
+    cam,
+    crf,
+    distributed,
+    files,
+    images,
+    losses,
+    options,
+    precision,
+    sampling,
+    training,
+)
 from core.affinity import confident_labels
 from core.datasets import DataRoot, TrainingViews
 from core.errors import InputError, run_main
@@ -91,12 +102,12 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
-    max_step = training.check_batch(args, len(ids))
+    max_step = sampling.check_batch(args, len(ids))
     if args.crop % 16:
         raise InputError(f"--crop {args.crop} is not divisible by 16")
     if args.crop // 4 <= 2 * (args.radius - 1):
         raise InputError(f"--crop {args.crop} holds no pair within --radius {args.radius}")
-    training.set_determinism(args.deterministic, device)
+    precision.set_determinism(args.deterministic, device)
     torch.manual_seed(args.seed)
     network = AffinityNet(args.backbone, args.weights)
     inputs = {

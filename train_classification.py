@@ -15,7 +15,7 @@ import argparse
 import torch
 from torch import Tensor, nn
 
-from core import distributed, files, losses, options, training
+from core import distributed, files, losses, options, precision, sampling, training
 from core.datasets import DataRoot, TrainingViews
 from core.errors import InputError, run_main
 from core.networks import Classifier
@@ -80,10 +80,10 @@ def main(argv: list[str] | None = None) -> None:
     data = DataRoot(args.data)
     ids = data.ids(args.split)
     labels = data.image_labels(ids)
-    max_step = training.check_batch(args, len(ids))
+    max_step = sampling.check_batch(args, len(ids))
     if args.crop % (16 * args.grid):
         raise InputError(f"--crop {args.crop} is not divisible by 16 x --grid {args.grid}")
-    training.set_determinism(args.deterministic, device)
+    precision.set_determinism(args.deterministic, device)
     torch.manual_seed(args.seed)
     network = Classifier(args.backbone, len(data.classes), args.weights)
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import distributed, files, images, options, training
+from core import distributed, files, images, options, precision, sampling, training
 from core.datasets import DataRoot, TrainingViews
 from core.errors import InputError, run_main
 from core.networks import DeepLabV3Plus
@@ -42,10 +42,10 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
-    max_step = training.check_batch(args, len(ids))
+    max_step = sampling.check_batch(args, len(ids))
     if args.crop % 16:
         raise InputError(f"--crop {args.crop} is not divisible by 16")
-    training.set_determinism(args.deterministic, device)
+    precision.set_determinism(args.deterministic, device)
     torch.manual_seed(args.seed)
     network = DeepLabV3Plus(args.backbone, data.n_labels, args.weights)
     inputs = {

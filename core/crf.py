@@ -48,7 +48,7 @@ def resolve_backend(name: str = "auto", device: Device = None) -> str:
     """
     if name not in BACKENDS:
         raise ValueError(f"CRF backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    if name == "torch" or (name == "auto" and _device(device).type != "cpu"):
+    if name == "torch" or (name == "auto" and torch.device(device or "cpu").type != "cpu"):
         return "torch"
     if _pydensecrf() is not None:
         return "pydensecrf"

@@ -173,7 +173,7 @@ def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
 def _argsort(keys: Tensor) -> Tensor:
     """Stable argsort of int64 keys; on a CPU by NumPy's radix sort, 16 bits at a time.
 
-    (At a million keys: 50 ms, where a comparison sort by torch or NumPy takes 180 ms.)
+    (A million keys take 25 ms on one core, a third of the time of a comparison sort.)
     """
     if keys.device.type != "cpu":
         return keys.sort(stable=True).indices

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from core import checkpoint, distributed
+from core import checkpoint, distributed, precision
 from core.errors import InputError
 from core.files import digest_file
 from core.parallel import ignore_interrupts
 from core.runlog import Log, Run
+from core.sampling import GlobalBatches
 
-AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -53,86 +52,6 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     return [group for group in groups.values() if group["params"]]
 
 
-def amp_type(choice: str, device: torch.device) -> str:
-    """Resolve --amp: "auto" is bf16 where the hardware multiplies it fast, "off" elsewhere."""
-    if choice != "auto":
-        return choice
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    with contextlib.suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text()
-        if "avx512_bf16" in flags or "amx_bf16" in flags:
-            return "bf16"
-    return "off"
-
-
-def autocast(amp: str, device: torch.device) -> torch.autocast:
-    """The autocast context of a resolved --amp."""
-    return torch.autocast(device.type, AMP_TYPES[amp], enabled=AMP_TYPES[amp] is not None)
-
-
-def set_determinism(deterministic: bool, device: torch.device) -> None:
-    """--deterministic, or cuDNN's fastest convolutions."""
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic and device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-
-
-class GlobalBatches(Sampler[list[int]]):
-    """This process's part of every global batch from step `start` to `stop`, across epochs.
-
-    The order depends on (seed, epoch) alone, the last partial batch is dropped, and a draw is
-    epoch * n_images + position (see `datasets.TrainingViews`), so a resumed run or one of another
-    number of processes sees the same views in the same batches.
-    """
-
-    def __init__(self, n_images: int, batch_size: int, seed: int, start: int, stop: int):
-        self.n_images, self.batch_size, self.seed = n_images, batch_size, seed
-        self.start, self.stop = start, stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        per_epoch = self.n_images // self.batch_size
-        part = self.batch_size // distributed.world_size()
-        first = part * distributed.rank()
-        order, ordered_epoch = None, -1
-        for step in range(self.start, self.stop):
-            epoch, number = divmod(step, per_epoch)
-            if epoch != ordered_epoch:
-                order = np.random.default_rng((self.seed, epoch)).permutation(self.n_images)
-                ordered_epoch = epoch
-            begin = number * self.batch_size + first
-            yield [epoch * self.n_images + int(i) for i in order[begin : begin + part]]
-
-
-def check_batch(args: argparse.Namespace, n_images: int) -> int:
-    """Return the steps of the whole training, or say which option cannot be.
-
-    Raises:
-        InputError: fewer than 2 images, a batch larger than the data set or one that the
-            processes and parts do not divide.
-    """
-    if n_images < 2:
-        raise InputError(f"{args.data}: split {args.split!r} has {n_images} image; at least 2")
-    if args.batch_size > n_images:
-        raise InputError(
-            f"--batch-size {args.batch_size} is larger than the {n_images} images of split "
-            f"{args.split!r}; lower it"
-        )
-    parts = distributed.world_size() * args.accumulate
-    if args.batch_size % parts:
-        raise InputError(
-            f"--batch-size {args.batch_size} is not divisible by {distributed.world_size()} "
-            f"processes x --accumulate {args.accumulate}"
-        )
-    if args.sides[0] > args.sides[1]:
-        raise InputError(f"--sides {args.sides[0]} {args.sides[1]}: the smaller one comes first")
-    return args.epochs * (n_images // args.batch_size)
-
-
 def weights_digest(args: argparse.Namespace) -> str:
     """What --weights stands for: its keyword, or the digest of the file."""
     keyword = args.weights in ("none", "imagenet")
@@ -142,7 +61,7 @@ def weights_digest(args: argparse.Namespace) -> str:
 def resolved(args: argparse.Namespace, device: torch.device) -> dict[str, int | str]:
     """What run.json records beside the options: the AMP type and how many images a BN sees."""
     parts = args.accumulate * (1 if args.sync_bn else distributed.world_size())
-    return {"amp": amp_type(args.amp, device), "bn_batch": args.batch_size // parts}
+    return {"amp": precision.amp_type(args.amp, device), "bn_batch": args.batch_size // parts}
 
 
 class Trainer:
@@ -160,7 +79,7 @@ class Trainer:
 
     def __init__(self, run: Run, network: nn.Module, args: argparse.Namespace, max_step: int):
         self.run, self.args, self.max_step, self.device = run, args, max_step, run.device
-        self.amp = amp_type(args.amp, self.device)
+        self.amp = precision.amp_type(args.amp, self.device)
         self.world = distributed.world_size()
         if args.sync_bn:
             if self.device.type != "cuda":
@@ -271,7 +190,7 @@ class Trainer:
         for number, part in enumerate(zip(*(t.chunk(parts) for t in batch), strict=True)):
             together = self.world == 1 or number == parts - 1
             with contextlib.nullcontext() if together else self.model.no_sync():
-                with autocast(self.amp, self.device):
+                with precision.autocast(self.amp, self.device):
                     value, terms = loss(*part, *extra)
                 self.scaler.scale(value / parts).backward()
             terms = {"loss": value.detach(), **terms}

@@ -217,7 +217,7 @@ def test_bad_input_is_refused_in_one_line(refine, message):
 
 def test_resolve_backend(monkeypatch):
     assert crf.resolve_backend("torch") == "torch"
-    assert crf.resolve_backend("auto", torch.device("cuda", 0)) == "torch"
+    assert crf.resolve_backend("auto", "cuda") == "torch"
     monkeypatch.setattr(crf, "_pydensecrf", lambda: object())
     assert crf.resolve_backend() == crf.resolve_backend("auto", "cpu") == "pydensecrf"
     monkeypatch.setattr(crf, "_pydensecrf", lambda: None)

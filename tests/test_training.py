@@ -17,7 +17,7 @@ from conftest import REPO, SMALL, golden, run_stage, write_cams
 
 import train_affinity
 import train_classification
-from core import losses, training
+from core import losses, sampling, training
 from core.errors import InputError
 from core.networks import Classifier
 
@@ -54,7 +54,7 @@ def test_global_batches_do_not_depend_on_processes(monkeypatch):
         parts = []
         for rank in range(world):
             monkeypatch.setenv("RANK", str(rank))
-            parts.append(list(training.GlobalBatches(11, 4, seed=5, start=0, stop=6)))
+            parts.append(list(sampling.GlobalBatches(11, 4, seed=5, start=0, stop=6)))
         return [sorted(chain(*batch)) for batch in zip(*parts, strict=True)]
 
     alone = all_ranks(1)

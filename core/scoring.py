@@ -1,0 +1,50 @@
+"""Scores of directories: CAMs at every threshold, label maps; the figures of a confusion matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core import cam, images
+from core.datasets import DataRoot
+from core.metrics import ConfusionMatrix, ThresholdSweep
+
+
+def cams(
+    data: DataRoot, ids: list[str], folder: Path, masks: str, thresholds: list[float]
+) -> ThresholdSweep:
+    """One joint histogram of ground truth, best class and its score, over the given images."""
+    sweep = ThresholdSweep(data.n_labels, thresholds)
+    for image_id in ids:
+        file = cam.CamFile.load(folder / f"{image_id}.npz", len(data.classes))
+        mask = images.read_label(data.mask_path(image_id, masks), data.n_labels, file.size)
+        scores, best = cam.upsample(torch.from_numpy(file.cam).float(), file.size).max(0)
+        sweep.update(file.classes[best.numpy()], scores.numpy(), mask)
+    return sweep
+
+
+def labels(data: DataRoot, ids: list[str], folder: Path, masks: str) -> ConfusionMatrix:
+    """The confusion matrix of label maps `folder/<id>.png`."""
+    matrix = ConfusionMatrix(data.n_labels)
+    for image_id in ids:
+        mask = images.read_label(data.mask_path(image_id, masks), data.n_labels)
+        label = images.read_label(folder / f"{image_id}.png", data.n_labels, mask.shape)
+        matrix.update(label, mask)
+    return matrix
+
+
+def figures(matrix: ConfusionMatrix, classes: list[str]) -> dict[str, Any]:
+    """The contract's figures of a confusion matrix; NaN (a class nowhere) becomes None."""
+    iou = {
+        name: None if np.isnan(value) else round(float(value), 4)
+        for name, value in zip(["background", *classes], matrix.iou(), strict=True)
+    }
+    return {
+        "miou": round(float(matrix.miou()), 4),
+        "iou": iou,
+        "fp": round(float(matrix.fp()), 6),
+        "fn": round(float(matrix.fn()), 6),
+    }
