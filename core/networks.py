@@ -44,7 +44,7 @@ class AffinityNet(nn.Module):
     def __init__(self, backbone: str, weights: str | Path | None = None):
         super().__init__()
         self.arguments = {"backbone": backbone}
-        self.backbone = backbones.build(backbone, weights).requires_grad_(False)
+        self.backbone = backbones.build(backbone, weights).requires_grad_(False).eval()
         self.edge_layers = nn.ModuleList(
             nn.Sequential(_new(nn.Conv2d(channels, 32, 1, bias=False)), nn.GroupNorm(4, 32))
             for channels in self.backbone.channels
@@ -86,7 +86,7 @@ class DeepLabV3Plus(nn.Module):
     def __init__(self, backbone: str, n_labels: int, weights: str | Path | None = None):
         super().__init__()
         self.arguments = {"backbone": backbone, "n_labels": n_labels}
-        self.backbone = backbones.build(backbone, weights)
+        self.backbone = backbones.build(backbone, weights).eval()
         channels = self.backbone.channels
         self.aspp = _with_group_norm(ASPP(channels[-1], [6, 12, 18], 256))  # ends in dropout .5
         self.skip = _conv_norm_relu(channels[1], 48, 1)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
-from core import backbones, checkpoint
+from core import backbones, checkpoint, training
 from core.errors import InputError
 from core.networks import AffinityNet, Classifier, DeepLabV3Plus
 
 
-@pytest.mark.parametrize("name", backbones.NAMES)
+@pytest.mark.parametrize("name", backbones.TORCHVISION)
 def test_backbone_taps_and_stride(name):
     network = backbones.Backbone(name).eval()
     with torch.no_grad():
@@ -129,3 +131,30 @@ def test_imagenet_weights_missing_offline(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     with pytest.raises(InputError, match=r"resnet18-f37072fd\.pth"):
         backbones.build("resnet18", "imagenet")
+
+
+@pytest.mark.parametrize("name", ["resnest50", "resnest101"])
+def test_resnest_taps_stride_groups_and_weights(name, tmp_path):
+    """timm's networks at output stride 16, in all that the stages do with a backbone."""
+    timm = pytest.importorskip("timm")
+    reference = timm.create_model(backbones.TIMM[name], pretrained=False).eval()
+    torch.save(reference.state_dict(), tmp_path / "timm.pth")
+    network = Classifier(name, 3, tmp_path / "timm.pth").eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        taps = network.backbone(images)
+        x = reference.maxpool(reference.act1(reference.bn1(reference.conv1(images))))
+        torch.testing.assert_close(taps[0], x)
+        x = reference.layer3(reference.layer2(reference.layer1(x)))
+        torch.testing.assert_close(taps[3], x)
+        assert AffinityNet(name)(images).shape == (1, 16, 16)
+    assert [t.shape[1] for t in taps] == network.backbone.channels
+    assert [64 // t.shape[2] for t in taps] == [4, 4, 8, 16, 16]
+    groups = training.parameter_groups(network, 1e-4)
+    assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
+
+
+def test_resnest_without_timm_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r"requirements-resnest\.txt"):
+        Classifier("resnest50", 3)
