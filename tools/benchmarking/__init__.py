@@ -1,0 +1,1 @@
+"""The parts of tools/benchmark.py: data, measurement, references and one file per family."""

@@ -1,0 +1,275 @@
+"""Two ways of doing the same thing, timed in turn on the same data; their peak memory; the row."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core import runlog, training
+
+Work = Callable[[], object]
+MIB = 2**20
+CPU = torch.device("cpu")
+PEAK_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the peak
+
+
+@dataclass
+class Bench:
+    """What the stages are measured with.
+
+    Attributes:
+        size: (H, W) of the photographs. crop: side of the training views. n_images: photographs.
+        repeats: timed calls of each contender; 0: what the stage thinks enough.
+    """
+
+    device: torch.device
+    threads: int
+    folder: Path
+    batch_size: int
+    repeats: int
+    quick: bool
+    size: tuple[int, int] = (375, 500)
+    crop: int = 512
+    backbone: str = "resnet50"
+    n_images: int = 8
+
+    @property
+    def amp(self) -> str:
+        """The autocast type of our side: what `--amp auto` means on the device."""
+        return training.amp_type("auto", self.device)
+
+
+@dataclass
+class Measured:
+    """Median seconds of one call, the fastest and slowest call, and bytes at the peak."""
+
+    ours: float
+    reference: float
+    spread_ours: tuple[float, float]
+    spread_reference: tuple[float, float]
+    repeats: int
+    memory_ours: int | None
+    memory_reference: int | None
+
+
+def compare(
+    bench: Bench,
+    ours: Callable[[], Work],
+    reference: Callable[[], Work],
+    repeats: int,
+    device: torch.device = CPU,
+    threads: int = 1,
+    once: bool = False,
+) -> Measured:
+    """Time two contenders interleaved: ours, reference, ours, reference ...
+
+    Args:
+        ours, reference: called once, to set up; they return the work to be timed. Peak memory is
+            that of the set-up and one call together. The first call (three on a GPU, where cuDNN
+            tries its algorithms) is not timed.
+        threads: CPU threads of PyTorch. once: call the (very slow) reference a single time.
+    """
+    repeats = bench.repeats or (1 if bench.quick else repeats)
+    warm_ups = 3 if device.type == "cuda" else 1
+    with cpu_threads(threads):
+        our_work, our_memory, _ = _first_calls(ours, device, warm_ups)
+        work, memory, first = _first_calls(reference, device, 1 if once else warm_ups)
+        our_times, times = [], [first] if once else []
+        for _ in range(repeats):
+            our_times.append(seconds(our_work, device))
+            if not once:
+                times.append(seconds(work, device))
+    return Measured(
+        statistics.median(our_times),
+        statistics.median(times),
+        (min(our_times), max(our_times)),
+        (min(times), max(times)),
+        repeats,
+        our_memory,
+        memory,
+    )
+
+
+def _first_calls(
+    contender: Callable[[], Work], device: torch.device, warm_ups: int
+) -> tuple[Work, int | None, float]:
+    """(the work, peak bytes of set-up and one call, seconds of the last call)."""
+    before = _reset_peak(device)
+    work = contender()
+    for number in range(warm_ups):
+        if device.type == "cuda" and number == warm_ups - 1:
+            torch.cuda.reset_peak_memory_stats(device)  # not what cuDNN's trials took
+        last = seconds(work, device)
+    peak = _peak(device)
+    return work, None if before is None or peak is None else max(0, peak - before), last
+
+
+def seconds(work: Work, device: torch.device = CPU) -> float:
+    """Wall time of one call, until the device has done all of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Give PyTorch `count` CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _reset_peak(device: torch.device) -> int | None:
+    """Forget the peak so far; bytes in use now (None where the system does not tell)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not count as room
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return None
+    return _resident("VmRSS")
+
+
+def _peak(device: torch.device) -> int | None:
+    cuda = device.type == "cuda"
+    return torch.cuda.max_memory_allocated(device) if cuda else _resident("VmHWM")
+
+
+def _resident(what: str) -> int | None:
+    """This process's resident bytes: VmRSS now, VmHWM at the peak since it was reset."""
+    try:
+        match = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return int(match[1]) * 1024 if match else None
+
+
+@functools.cache
+def matmul_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
+    """FLOP/s of a large square matrix product, the best of several: the machine's ceiling."""
+    n = PEAK_SIDE[device.type]
+    with cpu_threads(threads):
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        seconds(lambda: a @ b, device)
+        return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(10))
+
+
+def arithmetic(bench: Bench, flop: float, time_taken: float) -> str:
+    """How far a stage of matrix products is from the peak measured in this run."""
+    dtype = training.AMP_TYPES[bench.amp] or torch.float32
+    peak = matmul_peak(bench.device, dtype, bench.threads)
+    name = str(dtype).removeprefix("torch.")
+    rate = flop / time_taken
+    return (
+        f"convolutions: {rate / 1e12:.3g} TFLOP/s, {100 * rate / peak:.0f}% of the "
+        f"{peak / 1e12:.3g} a {name} matmul reaches here"
+    )
+
+
+def row(
+    bench: Bench,
+    stage: str,
+    measured: Measured,
+    unit: str,
+    bound_by: str,
+    items: float = 1,
+    device: torch.device = CPU,
+    **extra: Any,
+) -> dict[str, Any]:
+    """A row of the JSON file.
+
+    Args:
+        unit: "images/s", "ms/image" or "s/step"; a call works on `items` of them.
+        extra: more columns; `target` is the ratio aimed at, `target_ours` an absolute figure.
+    """
+
+    def figure(time_taken: float) -> float:
+        each = time_taken / items
+        return 1 / each if unit.endswith("/s") else each * (1000 if unit.startswith("ms") else 1)
+
+    def figures(times: tuple[float, float]) -> list[float]:
+        return sorted(figure(t) for t in times)
+
+    return {
+        "stage": stage,
+        "device": device.type,
+        "ours": figure(measured.ours),
+        "reference": figure(measured.reference),
+        "unit": unit,
+        "ratio": measured.reference / measured.ours,
+        "target": None,
+        "bound_by": bound_by,
+        "repeats": measured.repeats,
+        "range_ours": figures(measured.spread_ours),
+        "range_reference": figures(measured.spread_reference),
+        "peak_memory_ours": measured.memory_ours,
+        "peak_memory_reference": measured.memory_reference,
+        **extra,
+        **machine(bench, device),
+    }
+
+
+def size_row(
+    bench: Bench,
+    stage: str,
+    sizes: tuple[float, float],
+    unit: str,
+    bound_by: str,
+    device: torch.device = CPU,
+    **extra: Any,
+) -> dict[str, Any]:
+    """A row of bytes (ours, reference) instead of times."""
+    figures = {"ours": sizes[0], "reference": sizes[1], "unit": unit, "ratio": sizes[1] / sizes[0]}
+    columns = {"target": None, "bound_by": bound_by, "repeats": 1}
+    named = {"stage": stage, "device": device.type}
+    return {**named, **figures, **columns, **extra, **machine(bench, device)}
+
+
+@functools.cache
+def _environment(device: torch.device) -> dict[str, Any]:
+    return runlog.environment(device)
+
+
+def machine(bench: Bench, device: torch.device) -> dict[str, Any]:
+    """Columns that tell where and when a row was measured; the load is of the last minute."""
+    found = _environment(device)
+    return {
+        "quick": bench.quick,
+        "threads": bench.threads,
+        "load_average": round(os.getloadavg()[0], 2),
+        "machine": f"{found['device_name']}, {found['cpus']} CPUs",
+        "versions": found["versions"],
+        "git": found["git"],
+    }
+
+
+def to_device(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Copies on the device, on their way while the call returns where the memory is pinned."""
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]
+
+
+def say(line: str) -> None:
+    """Progress on stderr; the table has stdout to itself."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,356 @@
+#!/usr/bin/env python
+"""Check the installation, the machine and a data root before hours are spent.
+
+    python tools/doctor.py --data VOCdevkit/VOC2012 --out runs/voc
+
+Takes seconds. One line a finding: ok, warn or FAIL, what was found, what to do about it; exit
+status 1 if any says FAIL. Give the options of the planned training. What memory and disk it needs
+is an estimate: `training_bytes` and `disk_bytes` tell how it is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
+from core import files  # what needs torch is imported in the checks: torch may be broken
+from core.errors import InputError, run_main
+
+LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
+TRAININGS = ("train_classification", "train_affinity", "train_segmentation")
+STAGES = (*TRAININGS, "make_cam", "make_pseudo_labels", "evaluate")
+GIB = 2**30
+PACKAGES = {
+    "numpy": "pip install -r requirements.txt",
+    "PIL": "pip install -r requirements.txt",
+    "tqdm": "pip install -r requirements.txt",
+    "torch": "pip install -U torch torchvision; 2.4 or later is needed",
+    "torchvision": "pip install -U torch torchvision, both from the same index",
+}
+Findings = Iterator[tuple[str, str, str, str]]  # level, what, what was found, what to do unless ok
+
+
+@functools.lru_cache
+def data_facts(root: Path | None, split: str) -> tuple[int, float, float, int]:
+    """Images, mean pixels of one, its mean number of classes, all classes; VOC's without a root."""
+    from core import datasets, images
+
+    try:
+        data = datasets.DataRoot(root or Path("/nowhere"))
+        ids = data.ids(split)
+        sizes = [images.image_size(data.image_path(i)) for i in ids[:: len(ids) // 64 + 1]]
+        labels = sum(map(len, data.image_labels(ids).values()))
+    except InputError:  # check_data reports it
+        return 10582, 500 * 375, 1.55, 20
+    pixels = sum(height * width for height, width in sizes) / len(sizes)
+    return len(ids), pixels, labels / len(ids), len(data.classes)
+
+
+def network_of(stage: str, args: argparse.Namespace) -> Any:
+    """The network of a training, on the meta device: shapes without memory."""
+    import torch
+
+    from core import networks
+
+    classes = data_facts(args.data, args.split)[3]
+    with torch.device("meta"):
+        if stage == "train_affinity":
+            return networks.AffinityNet(args.backbone).train()
+        if stage == "train_segmentation":
+            return networks.DeepLabV3Plus(args.backbone, classes + 1).train()
+        return networks.Classifier(args.backbone, classes).train()
+
+
+def training_bytes(stage: str, args: argparse.Namespace, half: bool, accumulate: int) -> int:
+    """Estimate of the memory that a training takes on each GPU: 1.1 * (kept + weights) + 1 GiB.
+
+    Kept is what autograd keeps in a forward pass, counted on shapes: twice for the image and its
+    tiles; with float32 logits, their softmax and gradient for DeepLabv3+; with 24 bytes for each
+    pair of pixels (152 neighbours) for AffinityNet. Weights are 4 bytes a parameter, 8 more for
+    gradient and momentum, 2 more for a copy in half precision. 10% goes to fragmentation, 1 GiB to
+    CUDA, cuDNN's workspace and the backward pass.
+    """
+    import torch
+
+    dtype = torch.bfloat16 if half else torch.float32
+    network = network_of(stage, args).to(dtype)
+    storages: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage
+        return tensor
+
+    n = max(1, args.batch_size // args.gpus // accumulate)
+    views = torch.zeros(n, 3, args.crop, args.crop, device="meta", dtype=dtype)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = network(views).numel()
+    weights = 0
+    for parameter in network.parameters():
+        storages.pop(parameter.untyped_storage()._cdata, None)
+        each = 4 + 8 * parameter.requires_grad + 2 * half
+        weights += each * parameter.numel()
+    kept = sum(storage.nbytes() for storage in storages.values())
+    kept += {"train_classification": kept, "train_segmentation": 12 * output}.get(
+        stage, 24 * 152 * output
+    )
+    return int(1.1 * (kept + weights)) + GIB
+
+
+def disk_bytes(stage: str, args: argparse.Namespace) -> float:
+    """Estimate of what a stage writes; a file fills half of its last 4 kB block for nothing.
+
+    Trainings: last.pt (weights and momentum), again while it is replaced, and model.pt, 4 bytes a
+    number. CAMs and walk scores: a float16 map at stride 4 for each class of the image, and 1 kB of
+    headers. Label maps: PNGs of 0.02 bytes a pixel, as VOC's.
+    """
+    images, pixels, labels, _ = data_facts(args.data, args.split)
+    maps = images * (labels * 2 * pixels / 16 + 1000 + 2048)
+    pngs = images * (0.02 * pixels + 2048)
+    if stage in TRAININGS:
+        checkpoints = 20 * sum(p.numel() for p in network_of(stage, args).parameters())
+        return checkpoints + (pngs if stage == "train_affinity" else 0)
+    return {"make_cam": maps, "make_pseudo_labels": maps + pngs, "evaluate": pngs}[stage]
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def major_minor(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def check_versions(_: argparse.Namespace) -> Findings:
+    python = platform.python_version()
+    level = "FAIL" if major_minor(python) < (3, 10) else "ok"
+    level = "warn" if major_minor(python) > (3, 13) else level
+    yield level, "python", python, "make an environment with Python 3.10 to 3.13"
+    for name, remedy in PACKAGES.items():
+        try:
+            module = importlib.import_module(name)
+            version, problem = module.__version__, ""
+            if name == "torch" and major_minor(version) < (2, 4):
+                problem = " is too old"
+            if name == "torchvision":
+                problem = mismatch(module)
+        except Exception as error:  # a broken binary raises anything
+            version, problem = "does not work: ", first_line(error)
+        yield "FAIL" if problem else "ok", name, version + problem, remedy
+
+
+def mismatch(torchvision: Any) -> str:
+    """Try its compiled half; what is wrong if it pins another torch than the installed one."""
+    import torch
+
+    torchvision.io.decode_jpeg(torchvision.io.encode_jpeg(torch.zeros(3, 8, 8, dtype=torch.uint8)))
+    for requirement in metadata.requires("torchvision") or ():
+        pin = re.match(r"torch\s*\(?==\s*([\d.]+)", requirement)
+        if pin and pin[1] != torch.__version__.split("+")[0]:
+            return f" was made for torch {pin[1]}"
+    return ""
+
+
+def check_memory(args: argparse.Namespace) -> Findings:
+    import torch
+
+    from core import precision
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if count < args.gpus:
+            yield "FAIL", "GPU", f"{count} of the {args.gpus} wanted", "lower --gpus"
+        free, total = min(torch.cuda.mem_get_info(i) for i in range(min(count, args.gpus)))
+        yield "ok", "GPU", f"{torch.cuda.get_device_name(0)}, {gib(free)} of {gib(total)} free", ""
+    else:
+        remedy = "enough for the demo, VOC takes weeks; with a GPU: does nvidia-smi see it?"
+        yield "warn", "GPU", "PyTorch sees none and would train on the CPU", remedy
+        rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free, total = (int(rows[k].split()[0]) << 10 for k in ("MemAvailable", "MemTotal"))
+    half = precision.amp_type(args.amp, device) != "off"
+    share = max(1, args.batch_size // args.gpus)
+    for stage in (stage for stage in TRAININGS if stage in args.stage):
+        need = training_bytes(stage, args, half, args.accumulate)
+        found = f"{stage} needs about {gib(need)} (estimate), {gib(free)} of {gib(total)} are free"
+        level = "ok" if need < free else "warn" if need < total else "FAIL"
+        parts = (p for p in range(args.accumulate, share) if share % p == 0)
+        parts = (p for p in parts if training_bytes(stage, args, half, p) < free)
+        fits = next(parts, share) if level != "ok" else args.accumulate
+        remedy = f"--accumulate {fits}, or a smaller --crop or --batch-size, or --amp bf16"
+        yield level, "memory", found, remedy
+
+
+def check_crf(_: argparse.Namespace) -> Findings:
+    try:
+        importlib.import_module("pydensecrf.densecrf")
+        yield "ok", "CRF", "pydensecrf for CPUs, torch for GPUs", ""
+    except Exception as error:
+        remedy = "fine on a GPU; for CPUs install a C++ compiler, then pip install pydensecrf2"
+        yield "warn", "CRF", f"torch alone, pydensecrf does not import: {first_line(error)}", remedy
+
+
+def check_weights(args: argparse.Namespace) -> Findings:
+    import torch
+
+    from core import backbones
+
+    if args.weights != "imagenet":
+        backbones.build(args.backbone, args.weights)
+        yield "ok", "weights", f"{args.weights}, for {args.backbone}", ""
+        return
+    if args.backbone not in backbones.IMAGENET:
+        known = ", ".join(backbones.IMAGENET)
+        yield "FAIL", "weights", f"none known for {args.backbone}", f"--backbone is one of {known}"
+        return
+    url = backbones.IMAGENET[args.backbone].url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if path.exists():  # the name ends in the first digits of its SHA-256
+        whole = path.stem.rsplit("-", 1)[1] == files.digest_file(path)[:8]
+        yield "ok" if whole else "FAIL", "weights", f"{path}", "it is damaged: delete it"
+        return
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=3).close()
+        yield "ok", "weights", f"{url} can be downloaded", ""
+    except OSError:
+        remedy = f"put {path.name} into {path.parent}, or give --weights FILE or none"
+        yield "warn", "weights", f"{path.name} is not here, {url} not to be reached", remedy
+
+
+def check_data(args: argparse.Namespace) -> Findings:
+    from core import datasets, images
+
+    if args.data is None:
+        yield "warn", "data", "not checked; needs are estimated for VOC", "give --data ROOT"
+        return
+    data = datasets.DataRoot(args.data)
+    ids = data.ids(args.split)
+    data.image_labels(ids)
+    names = (os.path.splitext(name) for name in os.listdir(data.root / "JPEGImages"))
+    missing = set(ids) - {stem for stem, extension in names if extension in images.EXTENSIONS}
+    found = f"{args.split}: {len(ids)} images with labels, {len(missing)} images missing"
+    remedy = f"{min(missing, default='')} is the first; tools/prepare_voc.py names them all"
+    yield "FAIL" if missing else "ok", "data", found, remedy
+    for split in ("train_aug", "train", "val", "test"):
+        published = (LISTS / f"{split}.txt").read_text().split()
+        if not (data.root / "ImageSets" / "Segmentation" / f"{split}.txt").exists():
+            level = "ok" if split == "test" else "warn"
+            yield level, "list", f"no {split}.txt", "data/README.md says what it is for"
+            continue
+        listed = data.ids(split)
+        same = data.classes != datasets.VOC_CLASSES or set(listed) == set(published)
+        found = f"{split} has {len(listed)} ids" + ("" if same else f", VOC's {len(published)}")
+        remedy = "figures will not compare with published ones"
+        yield "ok" if same else "warn", "list", found, remedy
+        if split in ("train", "val"):
+            masks = sum(data.mask_path(i).exists() for i in listed)
+            found = f"{masks} of {len(listed)} images of {split} have one"
+            yield "ok" if masks == len(listed) else "warn", "masks", found, "no score without"
+
+
+def check_output(args: argparse.Namespace) -> Findings:
+    out = args.out.resolve()
+    folder = next(path for path in (out, *out.parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+        yield "ok", "output", f"{folder} can be written", ""
+    except OSError as error:
+        yield "FAIL", "output", f"{folder}: {error.strerror}", "choose another --out"
+    needs = {stage: disk_bytes(stage, args) for stage in args.stage}
+    free, total = shutil.disk_usage(folder).free, sum(needs.values())
+    each = ", ".join(f"{stage} {need / GIB:.2f}" for stage, need in needs.items())
+    found = f"about {gib(total)} needed (estimate: {each}), {gib(free)} free at {folder}"
+    level = "ok" if 1.5 * total < free else "warn" if total < free else "FAIL"
+    yield level, "disk", found, "make room or choose another --out"
+
+
+def check_workers(args: argparse.Namespace) -> Findings:
+    cpus = len(os.sched_getaffinity(0))
+    workers = min(4, cpus) if args.workers is None else args.workers
+    level = "ok" if workers * args.gpus <= cpus else "warn"
+    found = f"{cpus} cores for {args.gpus} x {workers} loader processes"
+    yield level, "CPU", found, f"--workers {cpus // args.gpus}"
+    # A worker has 4 batches ready: views and masks in training; 4 images on 4 scales in make_cam.
+    training = 4 * args.crop**2 * args.batch_size
+    inference = 4 * 3 * 7.5 * data_facts(args.data, args.split)[1] * args.gpus
+    each, free = 4 * max(training, inference), shutil.disk_usage("/dev/shm").free
+    found = f"loaders hold up to {gib(workers * each)}, {gib(free)} free"
+    remedy = f"--workers {int(free / each)}; in docker --shm-size={int(workers * each / GIB) + 1}g"
+    yield "ok" if workers * each < free else "FAIL", "/dev/shm", found, remedy
+
+
+CHECKS = (check_crf, check_memory, check_weights, check_data, check_output, check_workers)
+
+
+def examine(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
+    """All findings; a check that fails itself is one more."""
+    findings: list[tuple[str, str, str, str]] = []
+    for check in (check_versions, *CHECKS):
+        what = check.__name__.removeprefix("check_")
+        try:
+            findings.extend(check(args))
+        except InputError as error:  # what a stage would say
+            findings.append(("FAIL", what, first_line(error), "do what it says"))
+        except Exception as error:  # a broken package raises anything
+            broken = {name for level, name, *_ in findings if level == "FAIL"} & PACKAGES.keys()
+            found = f"not checked, {type(error).__name__}: {first_line(error)}"
+            remedy = f"mend {min(broken)} first" if broken else "please report this"
+            findings.append(("warn" if broken else "FAIL", what, found, remedy))
+    return findings
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    # core.options has most of these, but does not import where torch is broken.
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--data", type=Path, help="data root; VOC's sizes are assumed without one")
+    p.add_argument("--split", default="train_aug", help="the list to train on (train_aug)")
+    p.add_argument("--out", type=Path, default=Path("runs"), help="where the runs will be (runs)")
+    p.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="default: all")
+    p.add_argument("--backbone", default="resnet50", help="resnet50")
+    p.add_argument("--weights", default="imagenet", help="imagenet, none or a file (imagenet)")
+    p.add_argument("--batch-size", type=int, default=32, help="over all GPUs (32)")
+    p.add_argument("--accumulate", type=int, default=1, help="parts of a batch (1)")
+    p.add_argument("--crop", type=int, default=512, help="side of the training views (512)")
+    p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto")
+    p.add_argument("--gpus", type=int, default=1, help="processes of torchrun (1)")
+    p.add_argument("--workers", type=int, help="loader processes per GPU (4, or fewer cores)")
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
+    return p
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    for option in ("batch_size", "accumulate", "crop", "gpus"):
+        if getattr(args, option) < 1:
+            raise InputError(f"--{option.replace('_', '-')}: at least 1 is needed")
+    findings = examine(args)
+    for level, what, found, remedy in findings:
+        print(f"{level:<5}{what}: {found}" + (f" -> {remedy}" if level != "ok" else ""))
+    if args.json is not None:
+        names = ("level", "what", "found", "remedy")
+        rows = [dict(zip(names, finding, strict=True)) for finding in findings]
+        files.write_json(args.json, {"findings": rows})
+    sys.exit(int(any(level == "FAIL" for level, *_ in findings)))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+"""Pack predicted label maps into the archive that the PASCAL VOC evaluation server takes.
+
+    python evaluate.py --data VOCdevkit/VOC2012 --split test --save-predictions runs/voc/test \\
+        --checkpoint runs/voc/segmentation/model.pt
+    python tools/export_voc.py --predictions runs/voc/test --data VOCdevkit/VOC2012 \\
+        --out runs/voc/comp6_test.tar.gz
+
+Refused unless the folder has exactly the images of the split (1,456 for test), each of the size of
+its image (checked where --data is given) with labels 0..20 and no 255. Every map is written with
+the VOC palette, whatever it had. The same label maps give the same bytes. Under a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
+from core import files, images, options
+from core.datasets import VOC_CLASSES, DataRoot
+from core.errors import InputError, run_main
+
+LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
+
+
+def split_ids(split: str, data: DataRoot | None) -> list[str]:
+    """The ids the server expects: the published list of the split, else the data root's."""
+    path = LISTS / f"{split}.txt"
+    if data is None or path.exists():
+        return files.read_text(path, "give --data with a list of that name").split()
+    return data.ids(split)
+
+
+def check_ids(folder: Path, ids: list[str], split: str) -> None:
+    """Refuse a folder that lacks predictions, has others, or whose run has not finished."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such directory; evaluate.py --save-predictions makes it")
+    record = folder / "run.json"
+    if record.exists() and files.read_json(record, "predict anew").get("finished") is not True:
+        raise InputError(f"{folder}: evaluate.py has not finished there; start it again")
+    found = {path.stem for path in folder.glob("*.png")}
+    missing, others = sorted(set(ids) - found), sorted(found - set(ids))
+    if missing:
+        some = f"{len(missing)} of the {len(ids)} label maps of {split!r} ({missing[0]} ...)"
+        raise InputError(f"{folder}: lacks {some}; predict the whole split with evaluate.py")
+    if others:
+        some = f"{len(others)} label maps that are not of {split!r} ({others[0]} ...)"
+        raise InputError(f"{folder}: holds {some}; give the folder of that split alone")
+
+
+def encode(path: Path, size: tuple[int, int] | None) -> bytes:
+    """A label map as PNG bytes with the VOC palette; only labels 0..20 pass."""
+    label = images.read_label(path, len(VOC_CLASSES) + 1, size)
+    if np.any(label == images.IGNORE):
+        raise InputError(f"{path}: holds 255 (ignore); the server wants a class for every pixel")
+    image = Image.fromarray(label, mode="L")
+    image.putpalette(images.voc_palette())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_archive(
+    out: Path, folder: Path, ids: list[str], split: str, data: DataRoot | None
+) -> None:
+    """Write the .tar.gz, all of it or nothing; names, times and owners are constants."""
+    inside = f"results/VOC2012/Segmentation/comp6_{split}_cls"
+    with (
+        files.atomic_path(out) as temporary,
+        open(temporary, "wb") as file,
+        gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for image_id in tqdm(sorted(ids), desc="export", unit="image", dynamic_ncols=True):
+            size = images.image_size(data.image_path(image_id)) if data is not None else None
+            png = encode(folder / f"{image_id}.png", size)
+            entry = tarfile.TarInfo(f"{inside}/{image_id}.png")
+            entry.size = len(png)
+            archive.addfile(entry, io.BytesIO(png))
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    p = options.parser(__doc__)
+    p.add_argument("--predictions", type=Path, required=True, help="folder of <id>.png")
+    p.add_argument("--out", type=Path, required=True, help="archive, .tar.gz or .tgz")
+    p.add_argument("--data", type=Path, help="data root with the images, to compare sizes")
+    p.add_argument("--split", default="test", help="its published list says which ids there are")
+    return p
+
+
+def main() -> None:
+    args = get_args_parser().parse_args()
+    if not args.out.name.endswith((".tar.gz", ".tgz")):
+        raise InputError(f"{args.out}: the server takes .tar.gz or .tgz; rename --out")
+    data = DataRoot(args.data) if args.data is not None else None
+    ids = split_ids(args.split, data)
+    check_ids(args.predictions, ids, args.split)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_archive(args.out, args.predictions, ids, args.split, data)
+    print(f"{args.out}: {len(ids)} label maps, {args.out.stat().st_size / 2**20:.1f} MiB")
+    if data is None:
+        print("sizes were not compared with the images; --data does that")
+
+
+if __name__ == "__main__":
+    run_main(main)
