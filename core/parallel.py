@@ -86,6 +86,6 @@ class Pool:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise InputError(
-                "a CRF process was killed (out of memory?); lower --jobs and start again: finished "
-                "images are kept"
+                "a worker process was killed (out of memory?); lower --jobs and start again: "
+                "finished images are kept"
             ) from None

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from core import budget
 from core.errors import InputError
 from core.networks import Classifier
 from tools import doctor
@@ -49,7 +50,7 @@ def root(tmp_path: Path) -> Path:
 def test_good_data_root(root: Path) -> None:
     findings = list(doctor.check_data(options("--data", str(root))))
     assert {level for level, *_ in findings} == {"ok"}
-    images, pixels, labels, classes = doctor.data_facts(root, "train_aug")
+    images, pixels, labels, classes = budget.data_facts(root, "train_aug")
     assert (images, pixels, classes) == (3, 240, 2) and labels == pytest.approx(4 / 3)
 
 
@@ -87,14 +88,14 @@ def test_kept_bytes_against_real_tensors() -> None:
     activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     weights = 12 * sum(p.numel() for p in network.parameters())
     expected = 1.1 * (2 * activations + weights) + 2**30
-    estimate = doctor.training_bytes("train_classification", args, half=False, accumulate=2)
+    estimate = budget.training_bytes("train_classification", args, half=False, accumulate=2)
     assert estimate == pytest.approx(expected, abs=1)
 
 
 def test_memory_falls_with_accumulation_and_half_precision() -> None:
     args = options("--backbone", "resnet18")
     for stage in doctor.TRAININGS:
-        need = [doctor.training_bytes(stage, args, half, n) for half, n in ((0, 1), (0, 4), (1, 4))]
+        need = [budget.training_bytes(stage, args, half, n) for half, n in ((0, 1), (0, 4), (1, 4))]
         assert need[0] > need[1] > need[2] > 2**30
 
 
@@ -113,7 +114,7 @@ def test_too_little_memory_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_disk_of_cams_is_their_size() -> None:
     """VOC's CAMs: 94 x 125 float16 maps, 1.55 an image; the stage's docstring says 0.5 GB."""
     maps = 10582 * 1.55 * 94 * 125 * 2
-    assert maps < doctor.disk_bytes("make_cam", options()) < 1.2 * maps
+    assert maps < budget.disk_bytes("make_cam", options()) < 1.2 * maps
 
 
 def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,12 @@
 
 Takes seconds. One line a finding: ok, warn or FAIL, what was found, what to do about it; exit
 status 1 if any says FAIL. Give the options of the planned training. What memory and disk it needs
-is an estimate: `training_bytes` and `disk_bytes` tell how it is made.
+is an estimate: core/budget.py tells how it is made.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import os
 import platform
@@ -26,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
-from core import files  # what needs torch is imported in the checks: torch may be broken
+# What needs torch is imported in the checks: torch may be broken.
+from core import files
+from core.budget import GIB, TRAININGS, data_facts, disk_bytes, training_bytes
 from core.errors import InputError, run_main
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
-TRAININGS = ("train_classification", "train_affinity", "train_segmentation")
 STAGES = (*TRAININGS, "make_cam", "make_pseudo_labels", "evaluate")
-GIB = 2**30
 PACKAGES = {
     "numpy": "pip install -r requirements.txt",
     "PIL": "pip install -r requirements.txt",
@@ -41,89 +40,6 @@ PACKAGES = {
     "torchvision": "pip install -U torch torchvision, both from the same index",
 }
 Findings = Iterator[tuple[str, str, str, str]]  # level, what, what was found, what to do unless ok
-
-
-@functools.lru_cache
-def data_facts(root: Path | None, split: str) -> tuple[int, float, float, int]:
-    """Images, mean pixels of one, its mean number of classes, all classes; VOC's without a root."""
-    from core import datasets, images
-
-    try:
-        data = datasets.DataRoot(root or Path("/nowhere"))
-        ids = data.ids(split)
-        sizes = [images.image_size(data.image_path(i)) for i in ids[:: len(ids) // 64 + 1]]
-        labels = sum(map(len, data.image_labels(ids).values()))
-    except InputError:  # check_data reports it
-        return 10582, 500 * 375, 1.55, 20
-    pixels = sum(height * width for height, width in sizes) / len(sizes)
-    return len(ids), pixels, labels / len(ids), len(data.classes)
-
-
-def network_of(stage: str, args: argparse.Namespace) -> Any:
-    """The network of a training, on the meta device: shapes without memory."""
-    import torch
-
-    from core import networks
-
-    classes = data_facts(args.data, args.split)[3]
-    with torch.device("meta"):
-        if stage == "train_affinity":
-            return networks.AffinityNet(args.backbone).train()
-        if stage == "train_segmentation":
-            return networks.DeepLabV3Plus(args.backbone, classes + 1).train()
-        return networks.Classifier(args.backbone, classes).train()
-
-
-def training_bytes(stage: str, args: argparse.Namespace, half: bool, accumulate: int) -> int:
-    """Estimate of the memory that a training takes on each GPU: 1.1 * (kept + weights) + 1 GiB.
-
-    Kept is what autograd keeps in a forward pass, counted on shapes: twice for the image and its
-    tiles; with float32 logits, their softmax and gradient for DeepLabv3+; with 24 bytes for each
-    pair of pixels (152 neighbours) for AffinityNet. Weights are 4 bytes a parameter, 8 more for
-    gradient and momentum, 2 more for a copy in half precision. 10% goes to fragmentation, 1 GiB to
-    CUDA, cuDNN's workspace and the backward pass.
-    """
-    import torch
-
-    dtype = torch.bfloat16 if half else torch.float32
-    network = network_of(stage, args).to(dtype)
-    storages: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage
-        return tensor
-
-    n = max(1, args.batch_size // args.gpus // accumulate)
-    views = torch.zeros(n, 3, args.crop, args.crop, device="meta", dtype=dtype)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = network(views).numel()
-    weights = 0
-    for parameter in network.parameters():
-        storages.pop(parameter.untyped_storage()._cdata, None)
-        each = 4 + 8 * parameter.requires_grad + 2 * half
-        weights += each * parameter.numel()
-    kept = sum(storage.nbytes() for storage in storages.values())
-    kept += {"train_classification": kept, "train_segmentation": 12 * output}.get(
-        stage, 24 * 152 * output
-    )
-    return int(1.1 * (kept + weights)) + GIB
-
-
-def disk_bytes(stage: str, args: argparse.Namespace) -> float:
-    """Estimate of what a stage writes; a file fills half of its last 4 kB block for nothing.
-
-    Trainings: last.pt (weights and momentum), again while it is replaced, and model.pt, 4 bytes a
-    number. CAMs and walk scores: a float16 map at stride 4 for each class of the image, and 1 kB of
-    headers. Label maps: PNGs of 0.02 bytes a pixel, as VOC's.
-    """
-    images, pixels, labels, _ = data_facts(args.data, args.split)
-    maps = images * (labels * 2 * pixels / 16 + 1000 + 2048)
-    pngs = images * (0.02 * pixels + 2048)
-    if stage in TRAININGS:
-        checkpoints = 20 * sum(p.numel() for p in network_of(stage, args).parameters())
-        return checkpoints + (pngs if stage == "train_affinity" else 0)
-    return {"make_cam": maps, "make_pseudo_labels": maps + pngs, "evaluate": pngs}[stage]
 
 
 def gib(size: float) -> str:
@@ -216,8 +132,12 @@ def check_weights(args: argparse.Namespace) -> Findings:
         backbones.build(args.backbone, args.weights)
         yield "ok", "weights", f"{args.weights}, for {args.backbone}", ""
         return
-    if args.backbone not in backbones.IMAGENET:
-        known = ", ".join(backbones.IMAGENET)
+    if args.backbone in backbones.TIMM:
+        backbones.Backbone(args.backbone)  # says what to install
+        yield "ok", "weights", f"timm downloads those of {args.backbone} at the first start", ""
+        return
+    if args.backbone not in backbones.NAMES:
+        known = ", ".join(backbones.NAMES)
         yield "FAIL", "weights", f"none known for {args.backbone}", f"--backbone is one of {known}"
         return
     url = backbones.IMAGENET[args.backbone].url
@@ -337,8 +257,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     return p
 
 
-def main() -> None:
-    args = get_args_parser().parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
     for option in ("batch_size", "accumulate", "crop", "gpus"):
         if getattr(args, option) < 1:
             raise InputError(f"--{option.replace('_', '-')}: at least 1 is needed")
