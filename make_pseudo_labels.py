@@ -68,7 +68,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--no-random-walk", dest="random_walk", action="store_false")
     p.add_argument("--no-crf", dest="crf", action="store_false")
-    p.add_argument("--threshold", type=options.fraction, default=0.35, help="background score")
+    p.add_argument(
+        "--threshold",
+        type=options.threshold,
+        default=0.35,
+        help="background score; auto: Otsu's threshold of each image's own scores, label-free",
+    )
     p.add_argument(
         "--pad-to", type=options.positive, default=512, help="the --crop of train_affinity.py"
     )
@@ -111,10 +116,16 @@ def walk(
 
 def pseudo_label(
     data: DataRoot, image_id: str, file: cam.CamFile, args: argparse.Namespace, device: torch.device
-) -> None:
-    """Write the label map of one image: constant background, argmax, dense CRF."""
+) -> float:
+    """Write the label map of one image: constant background, argmax, dense CRF.
+
+    Returns the background score it used.
+    """
     maps = cam.upsample(torch.from_numpy(np.asarray(file.cam, np.float32)), file.size)
-    labels = torch.cat([torch.full_like(maps[:1], args.threshold), maps]).argmax(0).numpy()
+    threshold = args.threshold
+    if threshold == "auto":
+        threshold = cam.otsu(maps.amax(0).numpy())
+    labels = torch.cat([torch.full_like(maps[:1], threshold), maps]).argmax(0).numpy()
     if args.crf:
         image = images.as_array(images.read_image(data.image_path(image_id)))
         backend = args.crf_backend
@@ -123,6 +134,7 @@ def pseudo_label(
         )
     classes = np.array([0, *file.classes], np.uint8)
     images.write_label(args.out / f"{image_id}.png", classes[labels])
+    return threshold
 
 
 def scored(
@@ -163,8 +175,13 @@ def make_labels(args: argparse.Namespace, data: DataRoot, ids: list[str], run: R
         disable=not distributed.is_main(),
     )
     with bar, Pool(args.jobs if args.crf else 1, run.device) as pool:
-        for _ in pool.map(pseudo_label, scored(args, data, todo, run.device)):
+        used = []
+        for threshold in pool.map(pseudo_label, scored(args, data, todo, run.device)):
+            used.append(threshold)
             bar.update()
+    if used and distributed.is_main():
+        spread = f" (each image its own, {min(used):.2f} to {max(used):.2f})"
+        print(f"background score {np.mean(used):.2f}{spread if args.threshold == 'auto' else ''}")
 
 
 def main(argv: list[str] | None = None) -> None:

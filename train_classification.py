@@ -11,6 +11,7 @@ Table 1 are `--no-p-cls --no-re`, `--no-re`, `--no-p-cls` and no switch.
 from __future__ import annotations
 
 import argparse
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,17 @@ def puzzle_loss(
     return loss, terms
 
 
+def flat_maps(row: dict[str, float], alpha: float) -> str | None:
+    """A warning when the maps of present classes go flat: the empty map answers L_re perfectly."""
+    if row.get("alpha", 0) < alpha / 2 or row["peak"] >= 1.5:
+        return None
+    return (
+        f"the class maps of present classes are nearly flat (they rise {row['peak']:.2f} above "
+        "their mean): L_re has won over the classification; lower --alpha, start from better "
+        "--weights or train longer"
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
@@ -92,7 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     with Run("train_classification", args.out, args, device, inputs, resolved) as run:
         if run.finished:
             return
-        trainer = training.Trainer(run, network, args, max_step)
+        warn = functools.partial(flat_maps, alpha=args.alpha) if args.re else None
+        trainer = training.Trainer(run, network, args, max_step, warn)
         view = RandomView(tuple(args.sides), args.crop)
 
         def loss(images: Tensor, boxes: Tensor, targets: Tensor) -> tuple[Tensor, dict]:

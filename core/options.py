@@ -36,6 +36,11 @@ def fraction(text: str) -> float:
     return value
 
 
+def threshold(text: str) -> float | str:
+    """An argparse type: a background score from 0 to 1, or "auto"."""
+    return text if text == "auto" else fraction(text)
+
+
 def add_stage(p: argparse.ArgumentParser, split: str, out: bool = True) -> None:
     """--data, --split, --out, --device, --workers, --overwrite."""
     p.add_argument("--data", type=Path, required=True, help="data root; see data/README.md")
@@ -95,7 +100,12 @@ def add_training(
         default=1,
         help="split each batch in this many parts to save memory; BatchNorm then sees the parts",
     )
-    p.add_argument("--lr", type=float, default=lr, help="base rate; x2 biases, x10 new layers")
+    p.add_argument(
+        "--lr",
+        type=float,
+        default=lr,
+        help="base rate; x2 biases, x10 new layers (with --weights none: all)",
+    )
     p.add_argument(
         "--momentum",
         type=float,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,11 +31,14 @@ def poly_lr(step: int, max_step: int, base: float, power: float = 0.9) -> float:
     return base * (1 - min(step, max_step - 1) / max_step) ** power
 
 
-def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(
+    network: nn.Module, weight_decay: float, pretrained: bool = True
+) -> list[dict]:
     """The recipe's four groups: pretrained x1, biases x2, new layers x10, their biases x20.
 
     "weight" and "bias" go by parameter name, BatchNorm included; the backbone is what is
-    pretrained. Biases have no weight decay. Each group carries its factor as `scale`.
+    pretrained, and without pretrained weights every layer is new. Biases have no weight decay.
+    Each group carries its factor as `scale`.
     """
     groups = {
         (new, bias): {
@@ -47,7 +51,8 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     }
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            key = (not name.startswith("backbone."), name.endswith("bias"))
+            new = not (pretrained and name.startswith("backbone."))
+            key = (new, name.endswith("bias"))
             groups[key]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
@@ -72,13 +77,24 @@ class Trainer:
             trainer.update(batch, loss)          # loss(*part) -> (scalar, terms to log)
         trainer.finish(classes)
 
+    `warn` looks at the means of each log row; what it returns goes into the row as `warning`, and
+    to stderr once.
+
     Attributes:
         step: updates done. amp: the resolved autocast type. model: what `loss` must call
             (the network, perhaps compiled or wrapped for several processes).
     """
 
-    def __init__(self, run: Run, network: nn.Module, args: argparse.Namespace, max_step: int):
+    def __init__(
+        self,
+        run: Run,
+        network: nn.Module,
+        args: argparse.Namespace,
+        max_step: int,
+        warn: Callable[[dict[str, float]], str | None] | None = None,
+    ):
         self.run, self.args, self.max_step, self.device = run, args, max_step, run.device
+        self.warn, self.warned = warn, False
         self.amp = precision.amp_type(args.amp, self.device)
         self.world = distributed.world_size()
         if args.sync_bn:
@@ -86,7 +102,8 @@ class Trainer:
                 raise InputError("--sync-bn needs GPUs")
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(self.device, memory_format=torch.channels_last)
-        groups = parameter_groups(self.network, args.weight_decay)
+        pretrained = args.weights != "none"
+        groups = parameter_groups(self.network, args.weight_decay, pretrained)
         self.optimizer = torch.optim.SGD(
             groups,
             lr=args.lr,
@@ -243,7 +260,14 @@ class Trainer:
         if self.log is not None:
             lr = poly_lr(self.step - 1, self.max_step, self.args.lr)
             epoch = self.step * self.args.epochs / self.max_step
-            self.log.write({"step": self.step, "epoch": round(epoch, 4), "lr": lr, **means})
+            row = {"step": self.step, "epoch": round(epoch, 4), "lr": lr, **means}
+            warning = self.warn(means) if self.warn is not None else None
+            if warning:
+                row["warning"] = warning
+                if not self.warned:
+                    self.bar.write(f"warning: step {self.step}: {warning}", file=sys.stderr)
+                self.warned = True
+            self.log.write(row)
             self.bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
 
     def save(self) -> None:

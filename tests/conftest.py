@@ -20,7 +20,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 
 # What makes a training small enough for a test: ResNet-18 from scratch, one short epoch.
 SMALL = "--backbone resnet18 --weights none --epochs 2 --batch-size 4 --crop 64 --sides 48 80 "
-SMALL += "--lr 0.05 --workers 0 --device cpu --amp off --log-every 1"
+SMALL += "--lr 0.005 --workers 0 --device cpu --amp off --log-every 1"
 SMALL = SMALL.split()
 
 

@@ -116,7 +116,7 @@ def test_impossible_options(data_root, options, message):
 
 def test_other_settings_are_refused_with_the_difference(data_root):
     classify(data_root)
-    with pytest.raises(InputError, match=r"lr 0\.05 -> 0\.02.*--overwrite"):
+    with pytest.raises(InputError, match=r"lr 0\.005 -> 0\.02.*--overwrite"):
         classify(data_root, "--lr", 0.02)
     labels = data_root / "labels.txt"
     labels.write_text(labels.read_text().replace("train0 disc", "train0 disc bar"))
@@ -124,7 +124,7 @@ def test_other_settings_are_refused_with_the_difference(data_root):
         classify(data_root)
     classify(data_root, "--overwrite")
     settings = json.loads((data_root.parent / "out/run.json").read_text())["settings"]
-    assert settings["lr"] == 0.05
+    assert settings["lr"] == 0.005
 
 
 def test_a_foreign_directory_is_left_alone(data_root):

@@ -93,3 +93,19 @@ def test_damaged_files_are_named(tmp_path):
     np.savez(path, classes=np.array([{}], dtype=object), cam=np.zeros(1), size=np.zeros(2))
     with pytest.raises(InputError, match="damaged"):
         cam.CamFile.load(path, 3)
+
+
+def test_otsu_is_the_exhaustive_search():
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(0.15, 0.05, 900), rng.normal(0.7, 0.1, 300)]).clip(0, 1)
+    spread = {
+        t: (scores < t).sum() * scores[scores < t].var()
+        + (scores >= t).sum() * scores[scores >= t].var()
+        for t in np.linspace(0.05, 0.9, 200)
+    }
+    best = min(spread, key=spread.get)
+    got = cam.otsu(scores)
+    within = (scores < got).sum() * scores[scores < got].var()
+    within += (scores >= got).sum() * scores[scores >= got].var()
+    assert within <= spread[best] * 1.01
+    assert cam.otsu(np.full((4, 4), 0.5)) <= 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED, SMALL, run_stage
+from conftest import SHARED, SMALL, run_stage, write_data_root
 from PIL import Image
 
 import evaluate
@@ -79,7 +79,6 @@ def check_artefacts(runs: Path, ids: list[str], classes: int) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, Path]:
     """The six stages on the tiny set, run once for this file."""
-    from conftest import write_data_root
 
     root = tmp_path_factory.mktemp("pipeline")
     data = write_data_root(root / "data")
@@ -116,3 +115,24 @@ def test_real_images(tmp_path):
     (data / "ImageSets/Segmentation/val.txt").write_text("\n".join(val) + "\n")
     six_stages(data, tmp_path / "runs", "train", "val", [*SMALL, "--epochs", "1"])
     check_artefacts(tmp_path / "runs", ids, 20)
+
+
+def test_own_data_without_any_mask(tmp_path, capsys):
+    """docs/own_data.md: three classes, no mask anywhere, label-free thresholds."""
+    data, runs = write_data_root(tmp_path / "data", masks=False), tmp_path / "runs"
+    base = ["--data", data, "--split", "train"]
+    cpu = ["--device", "cpu", "--amp", "off", "--workers", 0]
+    small = [*SMALL, "--epochs", 1]
+    net = runs / "classification/model.pt"
+    run_stage(train_classification.main, *base, "--out", net.parent, *small)
+    run_stage(make_cam.main, *base, *cpu, "--checkpoint", net, "--out", runs / "cam")
+    run_stage(make_pseudo_labels.main, *base, *cpu, "--jobs", 1, "--cams", runs / "cam",
+              "--no-random-walk", "--threshold", "auto", "--out", runs / "pseudo")  # fmt: skip
+    assert "each image its own" in capsys.readouterr().out
+    model = runs / "segmentation/model.pt"
+    run_stage(train_segmentation.main, *base, "--labels", runs / "pseudo",
+              "--out", model.parent, *small)  # fmt: skip
+    run_stage(evaluate.main, "--data", data, *cpu, "--jobs", 1, "--split", "val", "--scales", 1,
+              "--checkpoint", model, "--save-predictions", runs / "predictions")  # fmt: skip
+    assert "no ground truth: 3 predictions" in capsys.readouterr().out
+    assert len(list((runs / "predictions").glob("*.png"))) == 3

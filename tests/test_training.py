@@ -46,6 +46,8 @@ def test_parameter_groups():
     assert network.backbone.bn1.bias in set(scales[2]["params"])
     assert scales[2]["weight_decay"] == 0 and scales[1]["weight_decay"] == 1e-4
     assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
+    from_scratch = training.parameter_groups(network, 1e-4, pretrained=False)
+    assert {g["scale"] for g in from_scratch} == {10, 20}
 
 
 def test_global_batches_do_not_depend_on_processes(monkeypatch):
@@ -191,3 +193,15 @@ def test_accumulated_parts_make_the_same_update(data_root, tmp_path):
     one, two = weights_of(tmp_path / "1"), weights_of(tmp_path / "2")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-5)
+
+
+def test_flat_maps_are_warned_of(data_root, tmp_path, capsys):
+    """An overwhelming alpha flattens the maps; a row says so, and stderr once."""
+    healthy = {"alpha": 4.0, "peak": 8.0}
+    assert train_classification.flat_maps(healthy, 4) is None
+    assert train_classification.flat_maps({"cls": 1.0, "peak": 0.1}, 4) is None  # no L_re in it
+    more = ("--alpha", 1e4, "--alpha-ramp", 0, "--lr", 1e-4, "--epochs", 4)
+    run_stage(train_classification.main, *arguments(data_root, tmp_path / "flat", *more))
+    rows = [json.loads(row) for row in (tmp_path / "flat/log.jsonl").read_text().splitlines()]
+    assert "--alpha" in rows[-1]["warning"]
+    assert capsys.readouterr().err.count("warning: step") == 1
