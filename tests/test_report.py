@@ -211,7 +211,7 @@ def test_the_median_is_in_the_middle():
 
 def test_ticks_are_round_and_inside():
     assert charts.ticks(0, 10) == [0, 2, 4, 6, 8, 10]
-    assert charts.ticks(0.05, 0.6) == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert charts.ticks(0.05, 0.6) == pytest.approx([0.2, 0.4, 0.6])
     assert charts.line_chart("flat", "x", [charts.Series("a", [(1, 3), (1, 3)])])
 
 

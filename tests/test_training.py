@@ -195,13 +195,19 @@ def test_accumulated_parts_make_the_same_update(data_root, tmp_path):
         torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-5)
 
 
-def test_flat_maps_are_warned_of(data_root, tmp_path, capsys):
-    """An overwhelming alpha flattens the maps; a row says so, and stderr once."""
-    healthy = {"alpha": 4.0, "peak": 8.0}
-    assert train_classification.flat_maps(healthy, 4) is None
-    assert train_classification.flat_maps({"cls": 1.0, "peak": 0.1}, 4) is None  # no L_re in it
-    more = ("--alpha", 1e4, "--alpha-ramp", 0, "--lr", 1e-4, "--epochs", 4)
+def test_flat_maps_are_warned_of(data_root, tmp_path, capsys, monkeypatch):
+    """Maps that are flat while alpha is high: a row of the log says so, and stderr once."""
+
+    class Flat(Classifier):
+        def __init__(self, *args):
+            super().__init__(*args)
+            torch.nn.init.zeros_(self.classifier.weight)
+
+    assert train_classification.flat_maps({"alpha": 4.0, "peak": 8.0}, 4) is None
+    assert train_classification.flat_maps({"alpha": 1.0, "peak": 0.1}, 4) is None  # still rising
+    monkeypatch.setattr(train_classification, "Classifier", Flat)
+    more = ("--lr", 1e-7, "--alpha-ramp", 0)
     run_stage(train_classification.main, *arguments(data_root, tmp_path / "flat", *more))
     rows = [json.loads(row) for row in (tmp_path / "flat/log.jsonl").read_text().splitlines()]
-    assert "--alpha" in rows[-1]["warning"]
+    assert all("--alpha" in row["warning"] for row in rows)
     assert capsys.readouterr().err.count("warning: step") == 1
