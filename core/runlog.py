@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -47,7 +48,9 @@ EXECUTION = {
     "batch_images",
 }
 # What the stages leave in their directories; `--overwrite` removes these and nothing else.
-RESULTS = ("*.npz", "*.png", "*.pt", "labels/*.png")
+RESULTS = (
+    "*.npz", "*.png", "*.pt", "labels/*.png", "masks/*.png", "overlays/*.jpg", "cams/*.jpg",
+)  # fmt: skip
 ARTEFACTS = (*RESULTS, "log.jsonl", "run.json", ".*.tmp")
 
 
@@ -245,6 +248,8 @@ class Run:
         if distributed.is_main():
             seconds = self.record["seconds"] + time.monotonic() - self.began
             self.record["seconds"] = round(seconds, 1)
+            # Linux counts in KiB; this process alone, not its workers.
+            results["peak_cpu_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
             if self.device.type == "cuda":
                 results["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.device)
             self.record.update(results=results, finished=True)

@@ -27,7 +27,7 @@ def commands(path: Path) -> list[tuple[str, list[str]]]:
                          r"((?:tools/)?\w+\.py)(?= |$)(.*)", line)  # fmt: skip
         if match and (REPO / match[1]).exists():
             arguments = re.sub(r"\s[#>|].*$", "", match[2])
-            arguments = re.sub(r'"\$\{?(\w+)\[@\]\}?"', "", arguments)  # arrays of more options
+            arguments = re.sub(r'"\$\{?(\w+\[@\]|@)\}?"', "", arguments)  # arrays of more options
             arguments = re.sub(r"\$\{?\w+[^\s\"}/]*\}?", "0", arguments)
             found.append((match[1], shlex.split(arguments)))
     return found

@@ -107,7 +107,8 @@ def choose(args: argparse.Namespace, data: DataRoot) -> list[str]:
     return chosen
 
 
-def main(args: argparse.Namespace) -> None:
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
     if args.demo is not None:
         fill_from_demo(args)
     if args.out is None:
@@ -157,4 +158,4 @@ def captions_of(cells: dict[str, Cell | None], image_id: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(get_args_parser().parse_args()))
+    run_main(main)

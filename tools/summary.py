@@ -74,7 +74,8 @@ def read_seconds(runs: list[Path]) -> dict[str, float]:
     return seconds
 
 
-def main(args: argparse.Namespace) -> None:
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
     scores, seconds = read_scores(args.scores), read_seconds(args.runs)
     print(f"{'':<24}{'mIoU':>7}{'threshold':>11}{'images':>8}")
     for name, figures in scores.items():
@@ -94,4 +95,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(get_args_parser().parse_args()))
+    run_main(main)

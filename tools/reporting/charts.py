@@ -63,7 +63,9 @@ def line_chart(title: str, x_label: str, series: list[Series]) -> str:
     for mark in marks:
         y = place(x_low, 10**mark if is_log else mark)[1]
         label = f"{10**mark:g}" if is_log else f"{mark:.4g}"
-        parts.append(f'<line class="g" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="g" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         parts.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
     for mark in ticks(x_low, x_high):
         x, y = place(mark, ys[0])[0], HEIGHT - BOTTOM

@@ -85,11 +85,10 @@ def collect(roots: list[Path], warnings: list[str]) -> list[Group]:
             group.tables[table.name] = _rows(table, warnings)
         others = [] if root.name in TABLE_KEYS else [root, *_folders(root)]
         for path in others:
-            if path.name in TABLE_KEYS and path != root:
-                continue
-            folder = read_folder(path, path.name, warnings)
-            is_stage = (path / "run.json").is_file() and path != root
-            if (folder.stages or folder.scores) and not is_stage:
+            if path != root and (path.name in TABLE_KEYS or (path / "run.json").is_file()):
+                continue  # a stage belongs to its root
+            folder = read_folder(path, path.resolve().name, warnings)
+            if folder.stages or folder.scores:
                 group.others.append(folder)
         if not group.tables and not group.others:
             warnings.append(f"{root}: no runs in it")
@@ -110,11 +109,11 @@ def _rows(table: Path, warnings: list[str]) -> dict[str, list[Folder]]:
 def read_folder(path: Path, name: str, warnings: list[str]) -> Folder:
     """Read the stages and evaluations right below `path`; or `path` itself, if it is a stage."""
     folder = Folder(path, name)
-    for directory in _folders(path):
+    for directory in [path, *_folders(path)]:
         if (directory / "run.json").is_file():
             _read_stage(folder, directory, warnings)
     for file in sorted(path.glob("*.json")):
-        record = _read_json(file, warnings)
+        record = _read_json(file, warnings) if file.name != "run.json" else {}
         if number(record.get("miou")) is not None:
             folder.scores[file.stem] = record
         elif "miou" in record:
@@ -140,7 +139,7 @@ def read_log(path: Path, warnings: list[str]) -> list[dict[str, float]]:
     """The rows of a log.jsonl, their finite numbers; damaged lines are counted in a warning."""
     rows, damaged = [], 0
     try:
-        lines = files.read_text(path, "left out").splitlines()
+        lines = files.read_text(path, "make it anew").splitlines()
     except InputError as error:
         warnings.append(str(error))
         return []
@@ -161,7 +160,7 @@ def read_log(path: Path, warnings: list[str]) -> list[dict[str, float]]:
 
 def _read_json(path: Path, warnings: list[str]) -> dict[str, Any]:
     try:
-        return files.read_json(path, "left out")
+        return files.read_json(path, "make it anew")
     except (InputError, OSError) as error:
         warnings.append(str(error))
         return {}

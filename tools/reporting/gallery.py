@@ -77,13 +77,13 @@ def galleries(folder: Folder, choice: Choice, warnings: list[str]) -> list[Galle
         (("cam", "rw", "pseudo"), ("cam", "rw", "pseudo"), "train"),
         (("segmentation",), ("val", "test"), "val"),
     ):
-        settings = [mapping(mapping(folder.scores.get(n, {}).get("run")).get("settings")) for n in names]
+        runs = [mapping(folder.scores.get(name, {}).get("run")) for name in names]
+        settings = [mapping(run.get("settings")) for run in runs]
         split = next((str(s["split"]) for s in settings if s.get("split")), split)
         masks = next((str(s["masks"]) for s in settings if s.get("masks")), "SegmentationClass")
         if any(stage in found for stage in stages):
-            thresholds = {
-                n: t for n in ("cam", "rw") if (t := number(folder.scores.get(n, {}).get("threshold")))
-            }
+            best = {n: number(folder.scores.get(n, {}).get("threshold")) for n in ("cam", "rw")}
+            thresholds = {n: value for n, value in best.items() if value is not None}
             where = StageFolders(data, {s: [p] for s, p in found.items()}, thresholds, masks)
             try:
                 gallery = _gallery(where, split, stages, choice, warnings)

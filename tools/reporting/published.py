@@ -20,7 +20,7 @@ class Table:
         key: its directory below a run folder. measures: evaluation (cam.json ...) -> heading.
         rows: directory -> name. paper: directory -> published figures, by measure.
         others: methods that are not ours -> their published figures.
-        images: measure -> how many images the paper scored.
+        images: measure -> how many images the paper scored. decimals: as printed there.
     """
 
     key: str
@@ -31,6 +31,7 @@ class Table:
     others: dict[str, Figures]
     images: dict[str, int]
     note: str
+    decimals: int = 2
 
 
 def _walk(cam: float, rw: float, pseudo: float) -> Figures:
@@ -98,5 +99,6 @@ TABLES = (
         images={"val": 1449, "test": 1456},
         note="The test set is scored by the VOC server alone; tools/export_voc.py makes the "
         "submission. Its answer, kept as test.json with a `miou`, is shown here.",
+        decimals=1,
     ),
 )

@@ -19,6 +19,12 @@ class Measure:
     paper: float | None
     values: list[float] = field(default_factory=list)
     comparable: bool = True
+    decimals: int = 2
+
+    @property
+    def published(self) -> str:
+        """The paper's figure, as it is printed there."""
+        return "-" if self.paper is None else f"{self.paper:.{self.decimals}f}"
 
     @property
     def ours(self) -> str:
@@ -55,12 +61,22 @@ class Row:
     status: str
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def missing(self) -> str:
+        """What stands in the place of a figure that is not there."""
+        if not self.folders:
+            return "not run" if self.key else "-"
+        return "failed" if all(f.failed is not None for f in self.folders) else "not scored"
+
 
 def rows(table: Table, found: dict[str, list[Folder]]) -> list[Row]:
     """All rows: other methods, the paper's rows, then ours that the paper does not have."""
     result = []
     for name, paper in table.others.items():
-        measures = [Measure(h, paper.get(key)) for key, h in table.measures.items()]
+        measures = [
+            Measure(heading, paper.get(key), decimals=table.decimals)
+            for key, heading in table.measures.items()
+        ]
         result.append(Row("", name, [], measures, "another method"))
     extra = {key: key for key in found if key not in table.rows}
     for key, name in {**table.rows, **extra}.items():
@@ -74,7 +90,7 @@ def _row(table: Table, key: str, name: str, folders: list[Folder]) -> Row:
         scores = [f.scores[measure] for f in folders if f.miou(measure) is not None]
         like_paper = all(_is_voc(each, table.images[measure]) for each in scores)
         values = [float(each["miou"]) for each in scores]
-        measures.append(Measure(heading, paper.get(measure), values, like_paper))
+        measures.append(Measure(heading, paper.get(measure), values, like_paper, table.decimals))
     problems = [f"{f.name} failed: {f.failed}" for f in folders if f.failed is not None]
     changed = differing_settings(folders)
     if changed:
