@@ -37,7 +37,8 @@ def _start_process() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _start_stream() -> None:
+def _start_stream(device: torch.device) -> None:
+    torch.cuda.set_device(device)  # a thread starts on GPU 0, whatever the rank
     torch.cuda.set_stream(torch.cuda.Stream())
 
 
@@ -53,7 +54,7 @@ class Pool:
         self.jobs = jobs or cpu_count()
         if device is not None and device.type == "cuda":
             self.jobs = jobs or 4
-            self.executor = ThreadPoolExecutor(self.jobs, initializer=_start_stream)
+            self.executor = ThreadPoolExecutor(self.jobs, "", _start_stream, (device,))
         elif self.jobs > 1:
             # Not fork: the parent may hold CUDA and OpenMP threads.
             context = multiprocessing.get_context("forkserver")
