@@ -57,7 +57,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--crf-iterations", type=options.positive, default=10)
     p.add_argument("--radius", type=options.positive, default=10, help="of pairs, stride-4 pixels")
-    options.add_crf(p)
+    options.add_crf(p, default="torch")
     return p
 
 
@@ -69,10 +69,12 @@ def label_image(
     file = cam.CamFile.load(args.cams / f"{image_id}.npz", len(data.classes), image.shape[:2])
     maps = cam.upsample(torch.from_numpy(file.cam).float(), file.size)
     field = crf.DenseCRF(image, **crf.LABEL_WIDTHS, backend=args.crf_backend, device=device)
-    sure = []
-    for threshold in (args.foreground_threshold, args.background_threshold):
-        labels = torch.cat([torch.full_like(maps[:1], threshold), maps]).argmax(0)
-        sure.append(field.refine_labels(labels.numpy(), len(maps) + 1, args.crf_iterations))
+    background = torch.ones_like(maps[:1])
+    labels = [
+        torch.cat([threshold * background, maps]).argmax(0).numpy()
+        for threshold in (args.foreground_threshold, args.background_threshold)
+    ]
+    sure = field.refine_label_maps(labels, len(maps) + 1, args.crf_iterations)
     classes = torch.tensor([0, *file.classes.tolist()], dtype=torch.uint8).numpy()
     label = confident_labels(classes[sure[0]], classes[sure[1]])
     images.write_label(args.out / "labels" / f"{image_id}.png", label)

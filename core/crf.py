@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -128,18 +129,29 @@ class DenseCRF:
         Raises:
             ValueError: labels of another size, type or range, or gt_prob not between 0 and 1.
         """
+        return self.refine_label_maps([labels], n_labels, iterations, gt_prob)[0]
+
+    def refine_label_maps(
+        self, maps: Sequence[Any], n_labels: int, iterations: int, gt_prob: float = 0.7
+    ) -> list[np.ndarray]:
+        """`refine_labels` for several label maps of the image.
+
+        The torch backend filters all maps at once: gathering six floats costs what three do.
+        """
         if not 0 < gt_prob < 1:
             raise ValueError(f"CRF: gt_prob must be between 0 and 1, not {gt_prob}")
-        labels = _tensor(labels, "labels", "integer", self._size).long()
-        low, high = (int(value) for value in labels.aminmax())
-        if low < 0 or high >= n_labels:
-            raise ValueError(f"CRF: labels {low}..{high} do not fit n_labels {n_labels}")
-        labels = labels.to(self.device)
         wrong = (1 - gt_prob) / max(n_labels - 1, 1)
-        unary = labels.new_full((n_labels, labels.numel()), -np.log(wrong), dtype=torch.float32)
-        unary.scatter_(0, labels.reshape(1, -1), -np.log(gt_prob))
-        best = self._infer(unary, iterations).argmax(0).view(self._size)
-        return best.to(torch.uint8 if n_labels <= 256 else torch.int64).cpu().numpy()
+        unaries = []
+        for labels in maps:
+            labels = _tensor(labels, "labels", "integer", self._size).long()
+            low, high = (int(value) for value in labels.aminmax())
+            if low < 0 or high >= n_labels:
+                raise ValueError(f"CRF: labels {low}..{high} do not fit n_labels {n_labels}")
+            labels = labels.to(self.device)
+            unary = labels.new_full((n_labels, labels.numel()), -np.log(wrong), dtype=torch.float32)
+            unaries.append(unary.scatter_(0, labels.reshape(1, -1), -np.log(gt_prob)))
+        best = self._infer(torch.stack(unaries), iterations).argmax(1).view(-1, *self._size)
+        return list(best.to(torch.uint8 if n_labels <= 256 else torch.int64).cpu().numpy())
 
     def refine_probabilities(self, probs: Any, iterations: int) -> np.ndarray:
         """Refine class probabilities; the unary energy is -log(max(probs, 1e-5)).
@@ -162,23 +174,24 @@ class DenseCRF:
         # On a CPU NumPy's logarithm, which pydensecrf takes: torch's differs in the last bit.
         is_cpu = clipped.device.type == "cpu"
         unary = -torch.from_numpy(np.log(clipped.numpy())) if is_cpu else -clipped.log()
-        return self._infer(unary, iterations).reshape(probs.shape).cpu().numpy()
+        return self._infer(unary[None], iterations)[0].reshape(probs.shape).cpu().numpy()
 
     @torch.no_grad()
-    def _infer(self, unary: Tensor, iterations: int) -> Tensor:
-        """Mean-field inference from the unary energies (C, N): the marginals (C, N)."""
+    def _infer(self, unaries: Tensor, iterations: int) -> Tensor:
+        """Mean-field inference from M unary energies (M, C, N): the marginals (M, C, N)."""
         if iterations < 0:
             raise ValueError(f"CRF: iterations must be 0 or more, not {iterations}")
         if self.backend == "pydensecrf":
-            return self._infer_compiled(unary, iterations)
-        energy = unary.T.contiguous()
-        q = _softmax_(-energy)
+            return torch.stack([self._infer_compiled(unary, iterations) for unary in unaries])
+        n_maps, n_labels, n_points = unaries.shape
+        energy = unaries.flatten(0, 1).T.contiguous()  # the lattice wants the labels last
+        q = _softmax_((-energy).view(-1, n_labels))
         for _ in range(iterations):
             logits = -energy
             for lattice, weight in self._terms:
-                logits.add_(lattice.filter(q), alpha=weight)
-            q = _softmax_(logits)
-        return q.T
+                logits.add_(lattice.filter(q.view(n_points, -1)), alpha=weight)
+            q = _softmax_(logits.view(-1, n_labels))
+        return q.view(n_points, n_maps, n_labels).permute(1, 2, 0)
 
     def _infer_compiled(self, unary: Tensor, iterations: int) -> Tensor:
         # A DenseCRF2D has a fixed number of labels: the last one is kept, and its lattices with it.

@@ -141,12 +141,12 @@ def add_scales(p: argparse.ArgumentParser) -> None:
     )
 
 
-def add_crf(p: argparse.ArgumentParser) -> None:
-    """--crf-backend and --jobs."""
+def add_crf(p: argparse.ArgumentParser, default: str = "auto") -> None:
+    """--crf-backend and --jobs. Two passes over one image are quicker in torch on a CPU too."""
     p.add_argument(
         "--crf-backend",
         choices=("auto", "pydensecrf", "torch"),
-        default="auto",
+        default=default,
         help="auto: torch on a GPU, pydensecrf on a CPU where it is installed",
     )
     p.add_argument("--jobs", type=int, default=0, help="CRF processes; 0: one per CPU core")

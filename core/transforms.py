@@ -51,7 +51,8 @@ class RandomView:
         (y, top, height), (x, left, width) = place
         if flip:
             image = image.flip(-1)
-        view = image.new_full((image.shape[0], self.crop, self.crop), fill)
+        # Pixels in rows of RGB, as the resize leaves them: the copy runs along memory.
+        view = image.new_full((self.crop, self.crop, image.shape[0]), fill).permute(2, 0, 1)
         view[:, top : top + height, left : left + width] = image[:, y : y + height, x : x + width]
         return view, torch.tensor([top, left, top + height, left + width])
 
@@ -69,10 +70,12 @@ def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
     """
     mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1) * 255
     std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1) * 255
-    images = (images.contiguous(memory_format=torch.channels_last).float() - mean) / std
-    if boxes is None:
-        return images
-    top, left, bottom, right = boxes[:, :, None, None, None].unbind(1)
-    y = torch.arange(images.shape[2], device=images.device)[:, None]
-    x = torch.arange(images.shape[3], device=images.device)
-    return images * ((y >= top) & (y < bottom) & (x >= left) & (x < right))
+    # In place, and before the change of layout: broadcasting over channels_last takes a CPU six
+    # times as long.
+    views = images.float().sub_(mean).div_(std)
+    if boxes is not None:
+        top, left, bottom, right = boxes[:, :, None, None, None].unbind(1)
+        y = torch.arange(images.shape[2], device=images.device)[:, None]
+        x = torch.arange(images.shape[3], device=images.device)
+        views.mul_((y >= top) & (y < bottom) & (x >= left) & (x < right))
+    return views.contiguous(memory_format=torch.channels_last)

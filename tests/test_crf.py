@@ -258,3 +258,18 @@ def test_cuda_agrees_with_the_cpu_on_several_streams(golden):
     np.testing.assert_allclose(results[0], golden["prob21_crf_t10"], atol=1e-3, rtol=0)
     for q in results[1:]:
         np.testing.assert_array_equal(q, results[0])
+
+
+@pytest.mark.parametrize("backend", ["torch", "pydensecrf"])
+def test_several_label_maps_at_once(backend):
+    """The passes of the affinity labels together give what each gives alone."""
+    if backend == "pydensecrf":
+        pytest.importorskip("pydensecrf")
+    rng = np.random.default_rng(0)
+    image = np.kron(rng.integers(0, 255, (5, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    maps = [rng.integers(0, 3, image.shape[:2]) for _ in range(3)]
+    field = crf.DenseCRF(image, **crf.LABEL_WIDTHS, backend=backend)
+    together = field.refine_label_maps(maps, 3, 10)
+    for labels, refined in zip(maps, together, strict=True):
+        alone = crf.refine_labels(image, labels, 3, 10, backend=backend)
+        assert np.array_equal(refined, alone)

@@ -1,4 +1,4 @@
-"""The benchmark's own data: photograph-like JPEGs, masks, CAM files and their usual counterparts."""
+"""The benchmark's own data: photograph-like JPEGs, masks, CAM files in our form and the usual."""
 
 from __future__ import annotations
 

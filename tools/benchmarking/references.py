@@ -191,7 +191,7 @@ def dense_crf(image: np.ndarray, n_labels: int, sxy: float, srgb: float):
     height, width = image.shape[:2]
     crf = pydensecrf.densecrf.DenseCRF2D(width, height, n_labels)
     crf.addPairwiseGaussian(sxy=3, compat=3)
-    crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=np.ascontiguousarray(image), compat=10)
+    crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=np.array(image, order="C"), compat=10)
     return crf
 
 

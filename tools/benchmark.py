@@ -1,0 +1,129 @@
+#!/usr/bin/env python
+"""Measure every stage against the usual way of doing it, on the same data, one call after another.
+
+    python tools/benchmark.py --json results/benchmark_cpu.json --chart results/benchmark_cpu.png
+
+About 15 minutes on 2 CPU cores, 5 on a GPU; the figures are worth something on a quiet machine
+only. Data are synthetic photographs of VOC's size. Each pair is timed in turn (ours, reference,
+ours ...) and the medians are compared; a ratio above 1 says ours is better. The references, in
+tools/benchmarking/references.py, are ordinary code: float32 NCHW steps, a PIL and NumPy loader, one
+image at a time, the dense random walk, pydensecrf once per pass, all files again per threshold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
+import torch
+
+from core import distributed, files, options
+from core.errors import InputError, run_main
+from core.parallel import cpu_count
+from tools.benchmarking import inference, refinement, training
+from tools.benchmarking.chart import draw_chart
+from tools.benchmarking.measure import Bench, say
+
+STAGES = {
+    "loader": training.loader,
+    "puzzle": training.puzzle,
+    "segmentation": training.segmentation,
+    "affinity": training.affinity,
+    "amp": training.amp,
+    "compile": training.compiled,
+    "cams": inference.cams,
+    "walk": inference.walk,
+    "affinity-labels": refinement.affinity_labels,
+    "parallel": refinement.parallel,
+    "crf": refinement.torch_backend,
+    "evaluation": inference.evaluation,
+    "bytes": inference.cam_bytes,
+}
+ON_REQUEST = {"cpu": {"compile"}, "cuda": set()}  # what takes too long to come along unasked
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    p = options.parser(__doc__)
+    p.add_argument(
+        "--stages", nargs="+", choices=STAGES, metavar="STAGE",
+        help=f"of {', '.join(STAGES)}; without it all, but compile on GPUs only",
+    )  # fmt: skip
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    p.add_argument(
+        "--threads", type=options.positive, default=cpu_count(),
+        help="CPU threads and processes, except in rows `per core`",
+    )  # fmt: skip
+    p.add_argument(
+        "--batch-size", type=int, default=0, help="of the training steps; 0: 32 on GPUs, 4 on CPUs"
+    )
+    p.add_argument("--repeats", type=int, default=0, help="timed calls; 0: 3 to 10 by stage")
+    p.add_argument(
+        "--quick", action="store_true", help="tiny and once: shows that it works, not how fast"
+    )
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    p.add_argument("--chart", type=Path, metavar="FILE", help="draw the ratios there (PNG)")
+    return p
+
+
+def bench_of(args: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
+    """The sizes that the options and the device ask for."""
+    batch = args.batch_size or (32 if device.type == "cuda" else 4)
+    bench = Bench(device, args.threads, folder, batch, args.repeats, args.quick)
+    if args.quick:
+        bench.size, bench.crop, bench.backbone, bench.n_images = (72, 96), 64, "resnet18", 4
+        bench.batch_size = args.batch_size or 2
+    return bench
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """A line of figures, then what they are and what bounds them."""
+    target = "" if row["target"] is None else f"{row['target']:.3g}"
+    mark = "" if row["target"] is None else "met" if row["ratio"] >= row["target"] else "MISSED"
+    print(
+        f"{row['stage']:<46}{row['device']:>5}{row['ours']:>11.4g}{row['reference']:>12.4g}"
+        f" {row['unit']:<12}{row['ratio']:>8.3g}{target:>8} {mark}"
+    )
+    about = f"{row['note']}. " if row.get("note") else ""
+    about += f"Bound by {row['bound_by']}."
+    if row.get("target_ours") is not None:
+        about += f" Target: at most {row['target_ours']:g} {row['unit']}."
+    sizes = [(row.get(f"peak_memory_{who}") or 0) / 2**20 for who in ("ours", "reference")]
+    if max(sizes) >= 32:  # what is smaller says nothing about a stage
+        about += f" Peak memory {sizes[0]:.0f} against {sizes[1]:.0f} MiB."
+    print(textwrap.fill(about, 110, initial_indent="    ", subsequent_indent="    "), flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    device = distributed.start(args.device)
+    chosen = args.stages or [name for name in STAGES if name not in ON_REQUEST[device.type]]
+    rows: list[dict[str, Any]] = []
+    print(
+        f"{'stage':<46}{'':>5}{'ours':>11}{'reference':>12} {'unit':<12}{'ratio':>8}{'target':>8}"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        bench = bench_of(args, device, Path(folder))
+        for name in chosen:
+            say(f"measuring {name} ...")
+            torch.manual_seed(0)
+            try:
+                for row in STAGES[name](bench):
+                    rows.append(row)
+                    print_row(row)
+            except torch.OutOfMemoryError:
+                raise InputError(f"{name}: the GPU's memory is full; lower --batch-size") from None
+            if args.json is not None:  # after every stage: an interrupted run keeps its figures
+                args.json.parent.mkdir(parents=True, exist_ok=True)
+                files.write_json(args.json, rows)
+    if args.chart is not None and rows:
+        args.chart.parent.mkdir(parents=True, exist_ok=True)
+        draw_chart(rows, args.chart)
+
+
+if __name__ == "__main__":
+    run_main(main)
