@@ -43,7 +43,14 @@ from core.errors import InputError, run_main
 from core.metrics import ConfusionMatrix, ThresholdSweep
 from core.networks import DeepLabV3Plus
 from core.parallel import Pool
-from core.runlog import Run, difference, environment, outputs_digest, settings_of
+from core.runlog import (
+    Run,
+    difference,
+    environment,
+    model_digest,
+    outputs_digest,
+    settings_of,
+)
 
 CHUNK = 16  # images a scoring task holds: enough to hide the cost of starting one
 
@@ -244,7 +251,7 @@ def input_digests(args: argparse.Namespace, data: DataRoot, ids: list[str]) -> d
     elif args.labels is not None:
         inputs["labels"] = files.digest_files([args.labels / f"{i}.png" for i in ids])
     else:
-        inputs["checkpoint"] = files.digest_file(args.checkpoint)
+        inputs["checkpoint"] = model_digest(args.checkpoint)
     return inputs
 
 
@@ -257,8 +264,8 @@ def main(argv: list[str] | None = None) -> None:
     record = {"stage": "evaluate", "settings": settings_of(args), "inputs": inputs}
     if args.json is not None and args.json.exists() and not args.overwrite:
         old = files.read_json(args.json, "remove it or give --overwrite")
-        run = old.get("run", {})
-        if not difference({k: run.get(k) for k in record}, record):
+        run = old.get("run")
+        if isinstance(run, dict) and not difference({k: run.get(k) for k in record}, record):
             print(f"{args.json}: scored before, with these settings and inputs")
             print_table(old)
             return

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from core import checkpoint, distributed, files, images, inference, options, precision
+from core import checkpoint, distributed, images, inference, options, precision
 from core.cam import CamFile, of_classes, sum_scales
 from core.datasets import DataRoot
 from core.errors import run_main
 from core.networks import Classifier
-from core.runlog import Run
+from core.runlog import Run, model_digest
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -86,14 +86,14 @@ def main(argv: list[str] | None = None) -> None:
     ids = data.ids(args.split)
     inputs = {
         "data": data.digest(ids, data.image_labels(ids)),
-        "checkpoint": files.digest_file(args.checkpoint),
+        "checkpoint": model_digest(args.checkpoint),
     }
     resolved = {"amp": precision.amp_type(args.amp, device)}
     with Run("make_cam", args.out, args, device, inputs, resolved) as run:
         if run.finished:
             return
         make_cams(run, args, data, ids)
-        run.finish(images=len(ids))
+        run.finish(outputs="*.npz", images=len(ids))
     distributed.finish()
 
 

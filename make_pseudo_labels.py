@@ -27,7 +27,6 @@ from core import (
     checkpoint,
     crf,
     distributed,
-    files,
     images,
     inference,
     options,
@@ -38,7 +37,7 @@ from core.errors import InputError, run_main
 from core.networks import AffinityNet
 from core.parallel import Pool
 from core.random_walk import random_walk
-from core.runlog import Run, outputs_digest
+from core.runlog import Run, model_digest, outputs_digest
 from core.transforms import normalize
 
 # The options the scores depend on; a directory of scores is not stale when a threshold changes.
@@ -193,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
     ids = data.ids(args.split)
     inputs = {"data": data.digest(ids), "cams": outputs_digest(args.cams, "*.npz", "make_cam")}
     if args.random_walk:
-        inputs["affinity"] = files.digest_file(args.affinity)
+        inputs["affinity"] = model_digest(args.affinity)
     resolved = {
         "amp": precision.amp_type(args.amp, device),
         "crf_backend": crf.resolve_backend(args.crf_backend, device),
@@ -208,8 +207,8 @@ def main(argv: list[str] | None = None) -> None:
         if all(run.finished for run in runs):
             return
         make_labels(args, data, ids, runs[0])
-        for run in runs:
-            run.finish(images=len(ids))
+        for run, outputs in zip(runs, ("*.png", "*.npz"), strict=False):
+            run.finish(outputs, images=len(ids))
     distributed.finish()
 
 

@@ -42,7 +42,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     p = options.parser(__doc__)
     options.add_stage(p, split="train_aug")
     p.add_argument("--cams", type=Path, required=True, help="directory made by make_cam.py")
-    options.add_training(p, epochs=3, lr=0.1, weight_decay=1e-4, sides=(320, 640))
+    options.add_training(p, epochs=3, lr=0.1, weight_decay=1e-4, sides=(320, 640), rates="rate")
     p.add_argument(
         "--foreground-threshold",
         type=options.fraction,
@@ -123,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
         if run.finished:
             return
         make_labels(run, args, data, ids)
-        trainer = training.Trainer(run, network, args, max_step)
+        groups = training.one_group(network, args.weight_decay)
+        trainer = training.Trainer(run, network, groups, args, max_step)
         view = RandomView(tuple(args.sides), args.crop)
         views = TrainingViews(data, ids, view, args.seed, label_folder=args.out / "labels")
 

@@ -105,7 +105,8 @@ def main(argv: list[str] | None = None) -> None:
         if run.finished:
             return
         warn = functools.partial(flat_maps, alpha=args.alpha) if args.re else None
-        trainer = training.Trainer(run, network, args, max_step, warn)
+        groups = training.parameter_groups(network, args.weight_decay, args.weights != "none")
+        trainer = training.Trainer(run, network, groups, args, max_step, warn)
         view = RandomView(tuple(args.sides), args.crop)
 
         def loss(images: Tensor, boxes: Tensor, targets: Tensor) -> tuple[Tensor, dict]:

@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     with Run("train_segmentation", args.out, args, device, inputs, resolved) as run:
         if run.finished:
             return
-        trainer = training.Trainer(run, network, args, max_step)
+        groups = training.parameter_groups(network, args.weight_decay, args.weights != "none")
+        trainer = training.Trainer(run, network, groups, args, max_step)
         view = RandomView(tuple(args.sides), args.crop)
 
         def loss(

@@ -84,6 +84,7 @@ def add_training(
     lr: float,
     weight_decay: float,
     sides: tuple[int, int],
+    rates: str = "base rate; x2 biases, x10 new layers (with --weights none: all)",
 ) -> None:
     """Everything the three trainings have in common; the arguments are the recipe's values."""
     p.add_argument("--backbone", choices=backbones.NAMES, default="resnet50")
@@ -104,7 +105,7 @@ def add_training(
         "--lr",
         type=float,
         default=lr,
-        help="base rate; x2 biases, x10 new layers (with --weights none: all)",
+        help=rates,
     )
     p.add_argument(
         "--momentum",

@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from core import checkpoint, distributed, precision
 from core.errors import InputError
-from core.files import digest_file
 from core.parallel import ignore_interrupts
-from core.runlog import Log, Run
+from core.runlog import Log, Run, model_digest
 from core.sampling import GlobalBatches
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -32,7 +31,7 @@ def poly_lr(step: int, max_step: int, base: float, power: float = 0.9) -> float:
 
 
 def parameter_groups(
-    network: nn.Module, weight_decay: float, pretrained: bool = True
+    network: nn.Module, weight_decay: float, pretrained: bool
 ) -> list[dict]:
     """The recipe's four groups: pretrained x1, biases x2, new layers x10, their biases x20.
 
@@ -57,10 +56,16 @@ def parameter_groups(
     return [group for group in groups.values() if group["params"]]
 
 
+def one_group(network: nn.Module, weight_decay: float) -> list[dict]:
+    """All that is trained in one group at the base rate: the affinity network's recipe."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    return [{"params": parameters, "scale": 1, "weight_decay": weight_decay}]
+
+
 def weights_digest(args: argparse.Namespace) -> str:
     """What --weights stands for: its keyword, or the digest of the file."""
     keyword = args.weights in ("none", "imagenet")
-    return args.weights if keyword else digest_file(Path(args.weights))
+    return args.weights if keyword else model_digest(Path(args.weights))
 
 
 def resolved(args: argparse.Namespace, device: torch.device) -> dict[str, int | str]:
@@ -72,7 +77,7 @@ def resolved(args: argparse.Namespace, device: torch.device) -> dict[str, int | 
 class Trainer:
     """SGD on one of the three networks; goes on from `OUT/last.pt` where there is one.
 
-        trainer = Trainer(run, network, args, max_step)
+        trainer = Trainer(run, network, groups, args, max_step)
         for batch in trainer.batches(dataset):
             trainer.update(batch, loss)          # loss(*part) -> (scalar, terms to log)
         trainer.finish(classes)
@@ -89,6 +94,7 @@ class Trainer:
         self,
         run: Run,
         network: nn.Module,
+        groups: list[dict],
         args: argparse.Namespace,
         max_step: int,
         warn: Callable[[dict[str, float]], str | None] | None = None,
@@ -102,8 +108,6 @@ class Trainer:
                 raise InputError("--sync-bn needs GPUs")
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(self.device, memory_format=torch.channels_last)
-        pretrained = args.weights != "none"
-        groups = parameter_groups(self.network, args.weight_decay, pretrained)
         self.optimizer = torch.optim.SGD(
             groups,
             lr=args.lr,
@@ -134,15 +138,17 @@ class Trainer:
 
     def _resume(self, path: Path) -> int:
         state = checkpoint.load(path)
-        wanted = {"step", "network", "optimizer", "scaler", "pending", "names", "log_bytes"}
-        if not wanted <= state.keys():
-            raise InputError(f"{path}: not the last.pt of a training; remove it to start anew")
-        checkpoint.load_weights(self.network, state["network"], str(path))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.names = state["step"], state["names"]
-        self.pending = list(state["pending"].to(self.device))
-        return state["log_bytes"]
+        try:
+            checkpoint.load_weights(self.network, state["network"], str(path))
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step, self.names = state["step"], state["names"]
+            self.pending = list(state["pending"].to(self.device))
+            return state["log_bytes"]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+            raise InputError(
+                f"{path}: not the last.pt of this training; remove it to start anew"
+            ) from None
 
     def batches(self, dataset: Dataset) -> Iterator[list[Tensor]]:
         """Batches on the device from the current step to the last, behind a progress bar.

@@ -20,50 +20,52 @@ if [ "$(cat $RUNS/done 2>/dev/null)" = "$state" ]; then
   exit
 fi
 
-# What makes it small: a ResNet-18 from scratch, 160-pixel images, few epochs, momentum 0.9.
-classifier=(--backbone resnet18 --weights none --epochs 8 --batch-size 16 --crop 160
-  --sides 128 224 --lr 0.05 --momentum 0.9 --seed "$SEED")
+# What makes it small: a ResNet-18 from scratch, 128-pixel images, few epochs, momentum 0.9, and no
+# scale of 0.5, at which such an image would leave maps of 4x4.
+training=(--backbone resnet18 --batch-size 16 --crop 128 --momentum 0.9 --seed "$SEED"
+  --stale redo)
+classifier=("${training[@]}" --weights none --epochs 8 --sides 102 160 --lr 0.005)
+scales=(--scales 1 1.5)
 
 python tools/make_shapes.py \
   --out $DATA \
   --train 600 \
   --val 100 \
-  --size 160
+  --size 128
 
 echo "1/6 two classifiers: plain CAM, Puzzle-CAM"
-python train_classification.py --data $DATA --split train --out $RUNS/plain --stale redo \
+python train_classification.py --data $DATA --split train --out $RUNS/plain \
   "${classifier[@]}" --no-p-cls --no-re
-python train_classification.py --data $DATA --split train --out $RUNS/puzzle --stale redo \
+python train_classification.py --data $DATA --split train --out $RUNS/puzzle \
   "${classifier[@]}"
 
 echo "2/6 their CAMs"
 for name in plain puzzle; do
   cam=$([ $name = plain ] && echo cam_plain || echo cam)
   python make_cam.py --data $DATA --split train --checkpoint $RUNS/$name/model.pt \
-    --out $RUNS/$cam --stale redo
+    --out $RUNS/$cam "${scales[@]}" --stale redo
   python evaluate.py --data $DATA --cams $RUNS/$cam --json $RUNS/$cam.json
 done
 
 echo "3/6 affinity labels and the boundary network"
 python train_affinity.py --data $DATA --split train --cams $RUNS/cam --out $RUNS/affinity \
-  --backbone resnet18 --weights $RUNS/puzzle/model.pt --epochs 3 --batch-size 16 --crop 160 \
-  --sides 128 224 --momentum 0.9 --seed "$SEED" --stale redo
+  "${training[@]}" --weights $RUNS/puzzle/model.pt --epochs 2 --sides 102 160
 
 echo "4/6 random walk and dense CRF"
 python make_pseudo_labels.py --data $DATA --split train --cams $RUNS/cam \
-  --affinity $RUNS/affinity/model.pt --pad-to 160 --save-scores $RUNS/rw --out $RUNS/pseudo \
+  --affinity $RUNS/affinity/model.pt --pad-to 128 --save-scores $RUNS/rw --out $RUNS/pseudo \
   --stale redo
 python evaluate.py --data $DATA --cams $RUNS/rw --json $RUNS/rw.json
 python evaluate.py --data $DATA --labels $RUNS/pseudo --json $RUNS/pseudo.json
 
 echo "5/6 segmentation network"
 python train_segmentation.py --data $DATA --split train --labels $RUNS/pseudo \
-  --out $RUNS/segmentation --backbone resnet18 --weights $RUNS/puzzle/model.pt --epochs 8 \
-  --batch-size 16 --crop 160 --sides 128 256 --lr 0.02 --momentum 0.9 --seed "$SEED" --stale redo
+  --out $RUNS/segmentation "${training[@]}" --weights $RUNS/puzzle/model.pt --epochs 5 \
+  --sides 102 200
 
 echo "6/6 scores on val, the picture and the table"
 python evaluate.py --data $DATA --split val --checkpoint $RUNS/segmentation/model.pt \
-  --save-predictions $RUNS/predictions --json $RUNS/val.json --stale redo
+  --save-predictions $RUNS/predictions --json $RUNS/val.json "${scales[@]}" --stale redo
 python tools/overview.py --data $DATA --demo $RUNS --split train val
 python tools/summary.py plain=$RUNS/cam_plain.json cam=$RUNS/cam.json rw=$RUNS/rw.json \
   rw_crf=$RUNS/pseudo.json segmentation_val=$RUNS/val.json \

@@ -150,7 +150,7 @@ def test_resnest_taps_stride_groups_and_weights(name, tmp_path):
         assert AffinityNet(name)(images).shape == (1, 16, 16)
     assert [t.shape[1] for t in taps] == network.backbone.channels
     assert [64 // t.shape[2] for t in taps] == [4, 4, 8, 16, 16]
-    groups = training.parameter_groups(network, 1e-4)
+    groups = training.parameter_groups(network, 1e-4, pretrained=True)
     assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
 
 

@@ -19,7 +19,7 @@ import train_affinity
 import train_classification
 from core import losses, sampling, training
 from core.errors import InputError
-from core.networks import Classifier
+from core.networks import AffinityNet, Classifier
 
 
 def test_sgd_poly_golden():
@@ -39,7 +39,7 @@ def test_sgd_poly_golden():
 
 def test_parameter_groups():
     network = Classifier("resnet18", 3)
-    groups = training.parameter_groups(network, 1e-4)
+    groups = training.parameter_groups(network, 1e-4, pretrained=True)
     scales = {g["scale"]: g for g in groups}
     assert set(scales) == {1, 2, 10}  # the classifier has no bias: no x20 group
     assert scales[10]["params"] == [network.classifier.weight]
@@ -48,6 +48,8 @@ def test_parameter_groups():
     assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
     from_scratch = training.parameter_groups(network, 1e-4, pretrained=False)
     assert {g["scale"] for g in from_scratch} == {10, 20}
+    (only,) = training.one_group(AffinityNet("resnet18"), 1e-4)
+    assert only["scale"] == 1 and len(only["params"]) == 5 * 3 + 2  # the backbone is frozen
 
 
 def test_global_batches_do_not_depend_on_processes(monkeypatch):

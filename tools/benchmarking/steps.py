@@ -64,7 +64,8 @@ def trainer_of(
     """The trainer that the script would make."""
     precision.set_determinism(False, bench.device)  # cuDNN's fastest, for both
     with Run(script.__name__, args.out, args, bench.device, {}) as run:
-        trainer = engine.Trainer(run, network, args, NEVER)
+        groups = engine.parameter_groups(network, args.weight_decay, pretrained=False)
+        trainer = engine.Trainer(run, network, groups, args, NEVER)
         trainer.network.train()
         trainer.bar = tqdm(disable=True)  # `trainer.batches` would show one
         yield trainer
