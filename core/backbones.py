@@ -66,7 +66,8 @@ def _remove_stride(block: nn.Module) -> None:
         if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
             module.stride = (1, 1)
         elif isinstance(module, nn.AvgPool2d) and name.startswith("downsample"):
-            block.set_submodule(name, nn.Identity())
+            parent, _, child = name.rpartition(".")
+            setattr(block.get_submodule(parent), child, nn.Identity())
         elif isinstance(module, nn.AvgPool2d):
             module.stride = 1
 
@@ -99,12 +100,13 @@ def build(name: str, weights: str | Path | None = None) -> Backbone:
     else:
         source, state = str(weights), checkpoint.load(Path(weights))
     if "weights" in state and "arguments" in state:  # a model.pt of this project
+        checkpoint.check_form(state, source)
         made_for = state["arguments"].get("backbone")
         if made_for != name:
             raise InputError(f"{source}: holds a {made_for}, not a {name}; change --backbone")
         weights = state["weights"].items()
         state = {k[len("backbone.") :]: v for k, v in weights if k.startswith("backbone.")}
-    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    state = {k: v for k, v in state.items() if not str(k).startswith("fc.")}
     checkpoint.load_weights(backbone, state, source)
     return backbone
 

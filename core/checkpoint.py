@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from core.files import atomic_path
 
 def save(path: Path, value: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values with `torch.save`, all of it or nothing."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(value, temporary)
-        except RuntimeError as error:  # torch's zip writer hides the OSError of a full disk
+            torch.save(value, file)  # given a path it would write the temporary name into the file
+        except RuntimeError as error:  # torch's zip writer hides a full disk, and a signal as well
+            if error.__context__ is not None:
+                raise error.__context__ from None
             message = f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?"
             raise InputError(message) from None
 
@@ -33,28 +35,44 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        zipfile.BadZipFile,
-        MemoryError,
-    ):
+        _verify(path)
+        with warnings.catch_warnings():  # about pickle protocols and sparse tensors
+            warnings.simplefilter("ignore")
+            value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # what a damaged file raises depends on torch, pickle and zipfile
         raise InputError(f"{path}: truncated or not a checkpoint; make it anew") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a checkpoint of this project or of torchvision")
     return value
 
 
-def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict after checking its names and shapes.
+def _verify(path: Path) -> None:
+    """Compare the check sums, which torch ignores, and refuse what is larger than its file.
+
+    Files in torch's old format have no check sums.
+    """
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            return
+    with zipfile.ZipFile(path) as archive:
+        if sum(m.file_size for m in archive.infolist()) > path.stat().st_size or archive.testzip():
+            raise zipfile.BadZipFile
+
+
+def check_form(state: dict[str, Any], source: str) -> None:
+    """Refuse what has not the form of a `model.pt`.
+
+    Raises:
+        InputError: a part is missing or of another type.
+    """
+    parts = {"network": str, "arguments": dict, "classes": list, "weights": dict}
+    right = all(isinstance(state.get(name), kind) for name, kind in parts.items())
+    if not right or not all(isinstance(key, str) for key in state["weights"]):
+        raise InputError(f"{source}: not a model.pt of this project")
+
+
+def check_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Compare the names and shapes of a state dict with a network's.
 
     Raises:
         InputError: naming the first parameter that does not fit.
@@ -66,12 +84,20 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> No
         name, what = (missing[0], "lacks") if missing else (unknown[0], "has an unknown")
         raise InputError(f"{source}: weights of another network: it {what} {name!r}")
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or tensor.shape != own[name].shape:
+        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        if not plain or tensor.shape != own[name].shape:
             shape = tuple(getattr(tensor, "shape", ()))
             raise InputError(
                 f"{source}: {name!r} is {shape}, the network needs {tuple(own[name].shape)}; "
                 "another backbone or number of classes?"
             )
+        if tensor.is_floating_point() != own[name].is_floating_point():
+            raise InputError(f"{source}: {name!r} holds {tensor.dtype}, not {own[name].dtype}")
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict after `check_weights`."""
+    check_weights(module, state, source)
     module.load_state_dict(state, strict=False)
 
 
@@ -98,8 +124,7 @@ def load_model(path: Path, network_class: type[nn.Module], classes: list[str] | 
         InputError: a foreign or damaged file, another kind of network, other classes.
     """
     state = load(path)
-    if not {"network", "arguments", "classes", "weights"} <= state.keys():
-        raise InputError(f"{path}: not a model.pt of this project")
+    check_form(state, str(path))
     wanted = network_class.__name__
     if state["network"] != wanted:
         raise InputError(f"{path}: holds a {state['network']}, this needs a {wanted}")
@@ -110,9 +135,12 @@ def load_model(path: Path, network_class: type[nn.Module], classes: list[str] | 
             "data root it was trained on"
         )
     try:
-        network = network_class(**state["arguments"])
-    except TypeError:
-        raise InputError(f"{path}: its network arguments are damaged; make it anew") from None
+        with torch.device("meta"):  # shapes alone: nothing says how much memory it would take
+            skeleton = network_class(**state["arguments"])
+    except (InputError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{path}: its network cannot be built ({error})") from None
+    check_weights(skeleton, state["weights"], str(path))
+    network = network_class(**state["arguments"])
     load_weights(network, state["weights"], str(path))
     network.classes = list(state["classes"])
     return network.eval()

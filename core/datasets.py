@@ -12,6 +12,7 @@ Nothing here assumes 20 classes or that masks exist.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -79,8 +80,8 @@ class DataRoot:
         if not ids:
             raise InputError(f"{path}: the split is empty; list one image id a line")
         if len(set(ids)) < len(ids):
-            twice = next(i for i in ids if ids.count(i) > 1)
-            raise InputError(f"{path}: id {twice!r} is listed twice; remove one")
+            twice = next(i for i, n in Counter(ids).items() if n > 1)
+            raise InputError(f"{path}: id {twice[:80]!r} is listed twice; remove one")
         return [check_name(i, path, "id") for i in ids]
 
     def image_path(self, image_id: str) -> Path:
@@ -115,7 +116,7 @@ class DataRoot:
             if unknown:
                 known = ", ".join(self.classes[:6])
                 raise InputError(
-                    f"{source}: unknown class {unknown[0]!r}; classes.txt lists the known "
+                    f"{source}: unknown class {unknown[0][:80]!r}; classes.txt lists the known "
                     f"(VOC's 20 without it): {known} ..."
                 )
             labels[image_id] = sorted({index[name] for name in names})
@@ -127,9 +128,10 @@ class DataRoot:
         labels: dict[str, list[str]] = {}
         for line in _lines(path, "list `id class class ...`"):
             image_id, *names = line.split("\t") if "\t" in line else line.split()
+            image_id = image_id.strip()
             if image_id in labels:
                 raise InputError(f"{path}: {image_id!r} is listed twice; keep one line")
-            labels[image_id.strip()] = [name.strip() for name in names if name.strip()]
+            labels[image_id] = [name.strip() for name in names if name.strip()]
         return labels
 
     def digest(self, ids: Sequence[str], labels: dict[str, list[int]] | None = None) -> str:

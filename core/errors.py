@@ -13,7 +13,8 @@ class InputError(Exception):
 
     def __init__(self, message: str):
         # A DataLoader re-raises a worker's exception with its whole traceback as the message.
-        super().__init__(message.rsplit("InputError: ", 1)[-1].strip())
+        line = " ".join(message.rsplit("InputError: ", 1)[-1].strip().splitlines())
+        super().__init__(line if len(line) < 2000 else f"{line[:2000]} ...")
 
 
 def _terminate(signum: int, _: FrameType | None) -> None:
@@ -33,6 +34,13 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except RuntimeError as error:  # torch raises this wherever the signal finds the program
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.exit(
+            "error: a loader process was killed (out of memory or /dev/shm?); lower --workers; "
+            "the same command goes on from here"
+        )
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror or error}; the same command goes on from here")

@@ -22,12 +22,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the errors of a block name `path`: those of a full disk name none."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or f"cannot be written ({error})"
+        raise OSError(error.errno, what, str(path)) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,7 +78,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(read_text(path, remedy))
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError also for numbers of many digits
         raise InputError(f"{path}: damaged or not JSON; {remedy}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object; {remedy}")

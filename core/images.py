@@ -37,7 +37,9 @@ def open_checked(path: Path) -> Image.Image:
         InputError: missing, not an image PIL knows, or larger than `MAX_PIXELS`.
     """
     try:
-        image = Image.open(path, formats=("JPEG", "PNG"))
+        with warnings.catch_warnings():  # the limit below is stricter than the one PIL warns at
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=("JPEG", "PNG"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except Image.DecompressionBombError:
@@ -46,6 +48,7 @@ def open_checked(path: Path) -> Image.Image:
         raise InputError(f"{path}: not a readable JPEG or PNG; replace the file") from None
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height}"
+        image.close()
         raise InputError(f"{path}: {size} pixels, more than {MAX_PIXELS}; resize the image")
     return image
 

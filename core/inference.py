@@ -14,7 +14,7 @@ from core import distributed, images
 from core.cam import pyramid
 from core.datasets import DataRoot
 from core.errors import InputError
-from core.parallel import ignore_interrupts
+from core.parallel import ignore_interrupts, signals_held
 
 
 def equal_size_batches(data: DataRoot, ids: Sequence[str], batch_images: int) -> list[list[str]]:
@@ -86,7 +86,9 @@ def read_ahead(groups: Sequence[Any], prepare: Callable[[Any], Any], workers: in
         prefetch_factor=4 if workers else None,
     )
     try:
-        yield from loader
+        with signals_held():
+            batches = iter(loader)
+        yield from batches
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
 import torch
@@ -28,13 +31,44 @@ def ignore_interrupts(_: int = 0) -> None:
     """Start of a worker process: Ctrl-C is the parent's to handle; one thread is its share."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    sys.excepthook = lambda *_: None  # of a thread whose parent has left; errors go another way
     torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back while processes start: halfway they would die with a traceback.
+
+    The mask is for the processes, which inherit it (`ignore_interrupts` lifts it); here another
+    thread may take the signal, so it is noted as well.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals, noted = {signal.SIGINT, signal.SIGTERM}, []
+    before = {s: signal.signal(s, lambda number, _: noted.append(number)) for s in signals}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in noted:
+            signal.raise_signal(number)
 
 
 def _start_process() -> None:
     ignore_interrupts()
-    # PR_SET_PDEATHSIG: a killed parent takes its workers along, none is left behind.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    # A killed parent takes its workers along. PR_SET_PDEATHSIG would not do: the parent in the
+    # kernel's sense is the fork server, which lives as long as its children do.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _start_stream(device: torch.device) -> None:
@@ -59,6 +93,9 @@ class Pool:
             # Not fork: the parent may hold CUDA and OpenMP threads.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(["core.crf", "core.cam", "core.metrics"])
+            resource_tracker.ensure_running()
+            with signals_held():
+                forkserver.ensure_running()
             self.executor = ProcessPoolExecutor(self.jobs, context, _start_process)
 
     def __enter__(self) -> Pool:
@@ -80,7 +117,8 @@ class Pool:
         waiting: deque[Future[R]] = deque()
         try:
             for task in tasks:
-                waiting.append(self.executor.submit(function, *task))
+                with signals_held():  # a process may start
+                    waiting.append(self.executor.submit(function, *task))
                 if len(waiting) > 4 * self.jobs:
                     yield waiting.popleft().result()
             while waiting:

@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -51,7 +52,8 @@ EXECUTION = {
 RESULTS = (
     "*.npz", "*.png", "*.pt", "labels/*.png", "masks/*.png", "overlays/*.jpg", "cams/*.jpg",
 )  # fmt: skip
-ARTEFACTS = (*RESULTS, "log.jsonl", "run.json", ".*.tmp")
+TEMPORARY = (".*.tmp", "labels/.*.tmp")  # left by a process that was killed while it wrote
+ARTEFACTS = (*RESULTS, "log.jsonl", "run.json", *TEMPORARY)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -113,7 +115,32 @@ def outputs_digest(folder: Path, pattern: str, stage: str) -> str:
         raise InputError(f"{folder}: made by {record.get('stage')}, not by {stage}")
     if record.get("finished") is not True:
         raise InputError(f"{folder}: {stage} has not finished there; start it again")
-    return files.digest_files(folder.glob(pattern))
+    digest = files.digest_files(folder.glob(pattern))
+    _compare_recorded(folder, record, "files", digest)
+    return digest
+
+
+def model_digest(path: Path) -> str:
+    """Digest of a checkpoint, for the stage that reads it.
+
+    Raises:
+        InputError: missing, or not the `model.pt` that the run.json beside it tells of.
+    """
+    digest = files.digest_file(path)
+    record = path.with_name("run.json")
+    if path.name == "model.pt" and record.exists():
+        _compare_recorded(path, files.read_json(record, "restore it"), "model", digest)
+    return digest
+
+
+def _compare_recorded(path: Path, record: dict[str, Any], name: str, digest: str) -> None:
+    results = record.get("results")
+    recorded = results.get(name, digest) if isinstance(results, dict) else digest
+    if recorded != digest:
+        raise InputError(
+            f"{path}: changed since its run finished ({recorded} -> {digest}); restore it or start "
+            f"{record.get('stage')} again with --overwrite"
+        )
 
 
 class Run:
@@ -206,9 +233,11 @@ class Run:
                     self.record = old
                     return 1
                 else:
-                    self.record["seconds"] = float(old.get("seconds") or 0)
+                    seconds = old.get("seconds")
+                    self.record["seconds"] = seconds if isinstance(seconds, float) else 0.0
         elif any(p.is_file() and not p.name.startswith(".") for p in self.out.rglob("*")):
             raise InputError(f"{self.out}: holds files but no run.json; choose an empty directory")
+        self._remove(TEMPORARY)
         self._write()
         return 0
 
@@ -235,17 +264,26 @@ class Run:
             made_by = files.read_json(self.path, "").get("stage")
         if made_by != self.stage:
             raise InputError(f"{self.out}: made by {made_by}; choose another --out")
-        for pattern in ARTEFACTS:
+        self._remove(ARTEFACTS)
+
+    def _remove(self, patterns: Sequence[str]) -> None:
+        for pattern in patterns:
             for path in self.out.glob(pattern):
                 path.unlink()
 
     def _write(self) -> None:
         files.write_json(self.path, self.record)
 
-    def finish(self, **results: Any) -> None:
-        """Record results and the wall time, and mark the run complete. Rank 0 only acts."""
+    def finish(self, outputs: str | None = None, **results: Any) -> None:
+        """Record results and the wall time, and mark the run complete. Rank 0 only acts.
+
+        Args:
+            outputs: pattern of the files whose digest is recorded, for `outputs_digest`.
+        """
         distributed.barrier()
         if distributed.is_main():
+            if outputs is not None:
+                results["files"] = files.digest_files(self.out.glob(outputs))
             seconds = self.record["seconds"] + time.monotonic() - self.began
             self.record["seconds"] = round(seconds, 1)
             # Linux counts in KiB; this process alone, not its workers.
@@ -268,7 +306,7 @@ class Log:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; it is on disk when this returns."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        with files.naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from core import checkpoint, distributed, precision
 from core.errors import InputError
-from core.parallel import ignore_interrupts
+from core.parallel import ignore_interrupts, signals_held
 from core.runlog import Log, Run, model_digest
 from core.sampling import GlobalBatches
 
@@ -178,7 +178,9 @@ class Trainer:
         with self.bar:
             try:
                 ahead: list[Tensor] | None = None
-                for batch in loader:  # one batch is copied while the one before is computed
+                with signals_held():
+                    loading = iter(loader)
+                for batch in loading:  # one batch is copied while the one before is computed
                     batch = [t.to(self.device, non_blocking=True) for t in batch]
                     if ahead is not None:
                         yield ahead

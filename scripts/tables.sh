@@ -11,13 +11,14 @@ if [ -n "$SMALL" ]; then
   DATA=runs/small/data RUNS=runs/small BACKBONES=${BACKBONES:-resnet18} TRAIN=train
   python tools/make_shapes.py --out $DATA --train 300 --val 60 --size 128
   common=(--batch-size 16 --crop 128 --momentum 0.9)
-  classification=("${common[@]}" --weights none --epochs 8 --sides 102 160 --lr 0.05)
-  affinity=("${common[@]}" --epochs 2 --sides 102 160)
-  labels=(--pad-to 128)
-  segmentation=("${common[@]}" --epochs 6 --sides 102 200 --lr 0.02)
+  classification=("${common[@]}" --weights none --epochs 8 --sides 102 160 --lr 0.005)
+  cams=(--scales 1)
+  affinity=("${common[@]}" --epochs 5 --sides 102 160 --radius 5)
+  labels=(--pad-to 128 --log2-steps 4 --crf-iterations 10 --threshold 0.25)
+  segmentation=("${common[@]}" --epochs 6 --sides 102 200)
 else
   BACKBONES=${BACKBONES:-"resnet50 resnest50 resnest101 resnest269"} TRAIN=train_aug
-  classification=() affinity=() labels=() segmentation=()
+  classification=() cams=() affinity=() labels=() segmentation=()
 fi
 
 # Weights of the affinity and segmentation backbones: ImageNet's, or on synthetic data, where there
@@ -31,7 +32,7 @@ classify() {
   stage train_classification.py --data "$DATA" --split $TRAIN --out "$dir/classification" \
     --backbone "$backbone" --seed "$seed" "${classification[@]}" "$@"
   stage make_cam.py --data "$DATA" --split $TRAIN \
-    --checkpoint "$dir/classification/model.pt" --out "$dir/cam"
+    --checkpoint "$dir/classification/model.pt" --out "$dir/cam" "${cams[@]}"
   python evaluate.py --data "$DATA" --cams "$dir/cam" --json "$dir/cam.json"
 }
 
@@ -54,7 +55,7 @@ segment() {
     --out "$dir/segmentation" --backbone "$backbone" --seed "$seed" \
     --weights "$(weights "$dir")" "${segmentation[@]}"
   stage evaluate.py --data "$DATA" --split val --checkpoint "$dir/segmentation/model.pt" \
-    --save-predictions "$dir/predictions" --json "$dir/val.json"
+    --save-predictions "$dir/predictions" --json "$dir/val.json" "${cams[@]}"
 }
 
 # row DIR COMMAND...: run a row once; a failure is noted and does not stop the other rows

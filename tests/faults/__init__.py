@@ -1,0 +1,1 @@
+"""Fault injection: real signals, full disks and killed workers on real processes."""
