@@ -114,7 +114,8 @@ def differing(one: dict[str, bytes], two: dict[str, bytes]) -> list[str]:
 
 def said(stderr: str) -> list[str]:
     """Lines of stderr without the progress bars, which end in a bracket and need not end a line."""
-    lines = re.sub(r"[^\r\n]*%\|[^\]\r\n]*\]", "", stderr).replace("\r", "\n").splitlines()
+    bar = r"[^\r\n]*(?:%\||\d(?:image|step) \[)[^\]\r\n]*\]"
+    lines = re.sub(bar, "", stderr).replace("\r", "\n").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

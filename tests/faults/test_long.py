@@ -96,7 +96,8 @@ def test_killed_at_random_moments(inputs, tmp_path, name):
     landed, rounds, leftovers = [], 0, 0
     while len(landed) < KILLS:
         signum = (signal.SIGKILL, signal.SIGTERM)[len(landed) % 2]
-        lines = interrupted_start(stage, inputs, tmp_path, signum, rng.uniform(0, length))
+        delay = rng.uniform(0, length / 2)  # of what is left: every start goes on from the last
+        lines = interrupted_start(stage, inputs, tmp_path, signum, delay)
         if lines is None:  # it was faster than the signal: compare, then start over
             assert not differing(contents(inputs, stage), contents(tmp_path, stage))
             clear(tmp_path, stage)
@@ -124,7 +125,7 @@ def test_interrupted_at_random_moments(inputs, tmp_path, name):
     length = seconds_of(stage, inputs, tmp_path / "timed")
     landed = 0
     while landed < INTERRUPTS:
-        delay = rng.uniform(0, length)
+        delay = rng.uniform(0, length / 2)
         lines = interrupted_start(stage, inputs, tmp_path, signal.SIGINT, delay, group=True)
         if lines is None:
             clear(tmp_path, stage)
