@@ -30,9 +30,7 @@ def poly_lr(step: int, max_step: int, base: float, power: float = 0.9) -> float:
     return base * (1 - min(step, max_step - 1) / max_step) ** power
 
 
-def parameter_groups(
-    network: nn.Module, weight_decay: float, pretrained: bool
-) -> list[dict]:
+def parameter_groups(network: nn.Module, weight_decay: float, pretrained: bool) -> list[dict]:
     """The recipe's four groups: pretrained x1, biases x2, new layers x10, their biases x20.
 
     "weight" and "bias" go by parameter name, BatchNorm included; the backbone is what is
