@@ -260,11 +260,9 @@ def test_cuda_agrees_with_the_cpu_on_several_streams(golden):
         np.testing.assert_array_equal(q, results[0])
 
 
-@pytest.mark.parametrize("backend", ["torch", "pydensecrf"])
+@pytest.mark.parametrize("backend", BOTH)
 def test_several_label_maps_at_once(backend):
     """The passes of the affinity labels together give what each gives alone."""
-    if backend == "pydensecrf":
-        pytest.importorskip("pydensecrf")
     rng = np.random.default_rng(0)
     image = np.kron(rng.integers(0, 255, (5, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     maps = [rng.integers(0, 3, image.shape[:2]) for _ in range(3)]
