@@ -16,6 +16,7 @@ for seed in $SEEDS; do
       all) switches="" ;;
     esac
     dir=$RUNS/table1/$name/seed$seed
+    [ $name = all ] && reuse "$BACKBONE" "$dir" "$RUNS"/table{3,2}/"$BACKBONE/seed$seed"
     row "$dir" "classify $BACKBONE $seed $dir $switches"
   done
 done

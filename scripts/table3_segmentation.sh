@@ -8,6 +8,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/tables.sh"
 for seed in $SEEDS; do
   for backbone in $BACKBONES; do
     dir=$RUNS/table3/$backbone/seed$seed
+    reuse "$backbone" "$dir" "$RUNS/table2/$backbone/seed$seed" "$RUNS/table1/all/seed$seed"
     row "$dir" "classify $backbone $seed $dir" "refine $backbone $seed $dir" \
       "segment $backbone $seed $dir"
     if [ -n "${TEST:-}" ]; then

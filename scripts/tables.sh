@@ -9,13 +9,13 @@ if [ -n "$SMALL" ]; then
   source scripts/setup.sh
   setup requirements.txt
   DATA=runs/small/data RUNS=runs/small BACKBONES=${BACKBONES:-resnet18} TRAIN=train
-  python tools/make_shapes.py --out $DATA --train 300 --val 60 --size 128
-  common=(--batch-size 16 --crop 128 --momentum 0.9)
-  classification=("${common[@]}" --weights none --epochs 8 --sides 102 160 --lr 0.005)
+  python tools/make_shapes.py --out $DATA --train 450 --val 60 --size 128
+  common=(--batch-size 8 --crop 128 --momentum 0.9)
+  classification=("${common[@]}" --weights none --epochs 6 --sides 102 160 --lr 0.004)
   cams=(--scales 1)
-  affinity=("${common[@]}" --epochs 5 --sides 102 160 --radius 5)
-  labels=(--pad-to 128 --log2-steps 4 --crf-iterations 10 --threshold 0.25)
-  segmentation=("${common[@]}" --epochs 6 --sides 102 200)
+  affinity=("${common[@]}" --epochs 4 --sides 102 160 --radius 5)
+  labels=(--pad-to 128 --log2-steps 4 --crf-iterations 10 --threshold 0.2)
+  segmentation=("${common[@]}" --epochs 4 --sides 102 200)
 else
   BACKBONES=${BACKBONES:-"resnet50 resnest50 resnest101 resnest269"} TRAIN=train_aug
   classification=() cams=() affinity=() labels=() segmentation=()
@@ -56,6 +56,23 @@ segment() {
     --weights "$(weights "$dir")" "${segmentation[@]}"
   stage evaluate.py --data "$DATA" --split val --checkpoint "$dir/segmentation/model.pt" \
     --save-predictions "$dir/predictions" --json "$dir/val.json" "${cams[@]}"
+}
+
+# reuse BACKBONE DIR OTHER...: link the finished stages that another table's row shares with this one;
+# a classifier and its pseudo-labels are hours
+reuse() {
+  local backbone=$1 dir=$2 other name
+  shift 2
+  [ -e "$dir" ] && return
+  for other in "$@"; do
+    grep -qs "\"backbone\": \"$backbone\"" "$other/classification/run.json" || continue
+    mkdir -p "$dir"
+    for name in classification cam affinity rw pseudo; do
+      grep -qs '"finished": true' "$other/$name/run.json" && ln -sr "$other/$name" "$dir/$name"
+    done
+    cp "$other"/{cam,rw,pseudo}.json "$dir" 2>/dev/null || true  # scored again where they differ
+    return
+  done
 }
 
 # row DIR COMMAND...: run a row once; a failure is noted and does not stop the other rows
