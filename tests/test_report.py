@@ -85,6 +85,8 @@ def runs(data_root: Path, tmp_path: Path) -> Path:
     other = root / "table1" / "cls" / "seed0"
     other.mkdir(parents=True)
     (other / "cam.json").write_text(json.dumps(evaluation(40.0, ["disc", "bar"], 8)))
+    (other / "test").mkdir()
+    (other / "test" / "failed.txt").write_text("no such split\n")
     bad = root / "table1" / "cls_re" / "seed0"
     bad.mkdir(parents=True)
     (bad / "failed.txt").write_text("<script>alert(1)</script> | out of memory\n")
@@ -131,6 +133,7 @@ def test_the_page_is_self_contained_and_escaped(made):
             assert value.startswith("data:image/jpeg;base64," if tag == "img" else "#")
     assert "<script>alert" not in source and "<script>alert" not in twin
     assert "seed0 failed: <script>alert(1)</script> | out of memory" in page.text
+    assert "seed0, the test submission failed: no such split" in page.text
     assert source.count("<script") == 1 and 'name="viewport"' in source
     assert ("html", "lang", "en") in page.attributes
     assert "damaged or not JSON" in page.text and "cls_re/seed0/cam.json" in twin

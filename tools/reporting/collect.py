@@ -23,6 +23,7 @@ class Folder:
     Attributes:
         stages: directory name -> its run.json. scores: evaluation's name -> its JSON.
         logs: directory name -> the rows of its log.jsonl. failed: why the row stopped.
+        test_failed: why the submission for the test split was not made.
     """
 
     path: Path
@@ -31,6 +32,7 @@ class Folder:
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     failed: str | None = None
+    test_failed: str | None = None
 
     def miou(self, measure: str) -> float | None:
         """The mIoU of an evaluation, None where there is none."""
@@ -118,11 +120,17 @@ def read_folder(path: Path, name: str, warnings: list[str]) -> Folder:
             folder.scores[file.stem] = record
         elif "miou" in record:
             warnings.append(f"{file}: its mIoU is not a number; left out")
-    reason = path / "failed.txt"
-    if reason.is_file():
-        text = reason.read_bytes()[:300].decode("utf-8", "replace").strip()
-        folder.failed = text.splitlines()[0] if text else "no reason given"
+    folder.failed = _reason(path / "failed.txt")
+    folder.test_failed = _reason(path / "test" / "failed.txt")
     return folder
+
+
+def _reason(path: Path) -> str | None:
+    """First line of the failed.txt that a table script leaves; None where there is none."""
+    if not path.is_file():
+        return None
+    text = path.read_bytes()[:300].decode("utf-8", "replace").strip()
+    return text.splitlines()[0] if text else "no reason given"
 
 
 def _read_stage(folder: Folder, directory: Path, warnings: list[str]) -> None:

@@ -92,6 +92,8 @@ def _row(table: Table, key: str, name: str, folders: list[Folder]) -> Row:
         values = [float(each["miou"]) for each in scores]
         measures.append(Measure(heading, paper.get(measure), values, like_paper, table.decimals))
     problems = [f"{f.name} failed: {f.failed}" for f in folders if f.failed is not None]
+    tests = [f for f in folders if f.test_failed is not None]
+    problems += [f"{f.name}, the test submission failed: {f.test_failed}" for f in tests]
     changed = differing_settings(folders)
     if changed:
         problems.append(f"the seeds differ in more than the seed: {', '.join(changed)}")
