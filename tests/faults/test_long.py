@@ -187,11 +187,11 @@ def test_killed_workers(inputs, tmp_path, name):
     find, message = WORKERS[name]
     rng = np.random.default_rng(len(name))
     landed = unharmed = 0
-    while landed < 2 and unharmed < 6:
+    while landed < 2 and unharmed < 10:
         process = stage.start(inputs, tmp_path)
         while not (workers := find(process.pid)) and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.3) / 2**unharmed)  # sooner, if it was too late before
         if workers and workers[0] in [p.pid for p in session(process.pid)]:
             os.kill(workers[0], signal.SIGKILL)
         status, lines = finish(process)
