@@ -30,8 +30,8 @@ def voc_palette() -> list[int]:
     return palette.reshape(-1).tolist()
 
 
-def open_checked(path: Path) -> Image.Image:
-    """Open an image file without decoding it.
+def open_checked(path: Path, data: bytes | None = None) -> Image.Image:
+    """Open an image file without decoding it; `data` is its content where it was read before.
 
     Raises:
         InputError: missing, not an image PIL knows, or larger than `MAX_PIXELS`.
@@ -39,7 +39,8 @@ def open_checked(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():  # the limit below is stricter than the one PIL warns at
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=("JPEG", "PNG"))
+            source = path if data is None else io.BytesIO(data)
+            image = Image.open(source, formats=("JPEG", "PNG"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except Image.DecompressionBombError:
@@ -68,10 +69,16 @@ def read_image(path: Path) -> Tensor:
     Raises:
         InputError: missing, truncated, not a JPEG or PNG, or too large.
     """
-    with open_checked(path) as image:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; make it readable") from None
+    with open_checked(path, data) as image:
         try:
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                return _decode_jpeg(path.read_bytes())
+                return _decode_jpeg(data)
             if image.mode.startswith("I"):  # 16-bit grey: keep the upper byte; PIL would clip
                 grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
                 image = Image.fromarray(grey)
@@ -88,8 +95,9 @@ def _decode_jpeg(data: bytes) -> Tensor:
         image = Image.open(io.BytesIO(data)).convert("RGB")
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torchvision >= 0.29, at every call
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        # Of torchvision >= 0.29, at every call; and of torch: bytes are not to be written to.
+        warnings.simplefilter("ignore")
+        return decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
 
 
 def as_array(image: Tensor) -> np.ndarray:

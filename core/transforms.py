@@ -50,10 +50,13 @@ class RandomView:
     ) -> tuple[Tensor, Tensor]:
         (y, top, height), (x, left, width) = place
         if flip:
-            image = image.flip(-1)
+            x = image.shape[2] - x - width
+        window = image[:, y : y + height, x : x + width]
+        if flip:
+            window = window.flip(-1)
         # Pixels in rows of RGB, as the resize leaves them: the copy runs along memory.
         view = image.new_full((self.crop, self.crop, image.shape[0]), fill).permute(2, 0, 1)
-        view[:, top : top + height, left : left + width] = image[:, y : y + height, x : x + width]
+        view[:, top : top + height, left : left + width] = window
         return view, torch.tensor([top, left, top + height, left + width])
 
 
