@@ -255,6 +255,16 @@ def input_digests(args: argparse.Namespace, data: DataRoot, ids: list[str]) -> d
     return inputs
 
 
+def scored_before(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The content of --json, if it was made with these settings and inputs."""
+    if args.json is None or not args.json.exists() or args.overwrite:
+        return None
+    old = files.read_json(args.json, "remove it or give --overwrite")
+    run = old.get("run")
+    same = isinstance(run, dict) and not difference({k: run.get(k) for k in record}, record)
+    return old if same else None
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
@@ -262,21 +272,20 @@ def main(argv: list[str] | None = None) -> None:
     ids = data.ids(args.split)
     inputs = input_digests(args, data, ids)
     record = {"stage": "evaluate", "settings": settings_of(args), "inputs": inputs}
-    if args.json is not None and args.json.exists() and not args.overwrite:
-        old = files.read_json(args.json, "remove it or give --overwrite")
-        run = old.get("run")
-        if isinstance(run, dict) and not difference({k: run.get(k) for k in record}, record):
-            print(f"{args.json}: scored before, with these settings and inputs")
-            print_table(old)
-            return
+    known = scored_before(args, record)
+    keep = args.save_predictions is not None  # they may have been deleted since
     with contextlib.ExitStack() as stack:
-        if args.checkpoint is not None:
-            if args.save_predictions is None:
+        if args.checkpoint is not None and (keep or known is None):
+            if not keep:
                 if distributed.world_size() > 1:
                     raise InputError("several processes share predictions: give --save-predictions")
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 args.save_predictions = Path(folder) / "predictions"
             predict(args, data, ids, device)
+        if known is not None:
+            print(f"{args.json}: scored before, with these settings and inputs")
+            print_table(known)
+            return
         if "masks" not in inputs:
             print(f"no ground truth: {len(ids)} predictions in {args.save_predictions}, no score")
             return
