@@ -23,8 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from core import (
     checkpoint,
@@ -109,13 +107,7 @@ def over_images(function: Any, ids: list[str], args: argparse.Namespace, *rest: 
     """Yield function(data, chunk, *rest) over this process's chunks, in a process pool."""
     data = rest[0]
     chunks = distributed.share([ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)])
-    bar = tqdm(
-        total=sum(map(len, chunks)),
-        unit="image",
-        desc="evaluate",
-        dynamic_ncols=True,
-        disable=not distributed.is_main(),
-    )
+    bar = distributed.progress(sum(map(len, chunks)), "evaluate")
     with bar, Pool(args.jobs if len(chunks) > 8 else 1) as pool:
         tasks = ((data, chunk, *rest[1:]) for chunk in chunks)
         for chunk, part in zip(chunks, pool.map(function, tasks), strict=True):
@@ -144,27 +136,12 @@ def predictions(args: argparse.Namespace, data: DataRoot, ids: list[str], run: R
     amp = precision.amp_type(args.amp, run.device)
     groups = inference.equal_size_batches(data, ids, args.batch_images)
     todo = inference.remaining(groups, [(args.save_predictions, ".png")])
-
-    def load(group: list[str]) -> tuple[list[str], list[Tensor]]:
-        return group, inference.read_pyramids(data, group, args.scales)
-
-    bar = tqdm(
-        total=sum(map(len, todo)),
-        unit="image",
-        desc="predict",
-        dynamic_ncols=True,
-        disable=not distributed.is_main(),
-    )
-    with bar:
-        for group, copies in inference.read_ahead(todo, load, args.workers):
-            size = images.image_size(data.image_path(group[0]))
-            with precision.autocast(amp, run.device):
-                probs = segmentation.probabilities(
-                    network, [c.to(run.device, non_blocking=True) for c in copies], size
-                )
-            for image_id, each in zip(group, probs.cpu().numpy(), strict=True):
-                yield data, image_id, each, args, run.device
-                bar.update()
+    views = inference.pyramids(data, todo, args.scales, args.workers, run.device, "predict")
+    for group, copies, size in views:
+        with precision.autocast(amp, run.device):
+            probs = segmentation.probabilities(network, copies, size)
+        for image_id, each in zip(group, probs.cpu().numpy(), strict=True):
+            yield data, image_id, each, args, run.device
 
 
 def predict(args: argparse.Namespace, data: DataRoot, ids: list[str], device: torch.device) -> None:

@@ -15,10 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from core import checkpoint, distributed, images, inference, options, precision
+from core import checkpoint, distributed, inference, options, precision
 from core.cam import CamFile, of_classes, sum_scales
 from core.datasets import DataRoot
 from core.errors import run_main
@@ -50,29 +48,16 @@ def make_cams(run: Run, args: argparse.Namespace, data: DataRoot, ids: list[str]
     autocast = precision.autocast(precision.amp_type(args.amp, run.device), run.device)
     groups = inference.equal_size_batches(data, ids, args.batch_images)
     todo = inference.remaining(groups, [(args.out, ".npz")])
-
-    def load(group: list[str]) -> tuple[list[str], list[Tensor]]:
-        return group, inference.read_pyramids(data, group, args.scales)
-
-    bar = tqdm(
-        total=sum(map(len, todo)),
-        unit="image",
-        desc="make_cam",
-        dynamic_ncols=True,
-        disable=not distributed.is_main(),
-    )
-    with bar, ThreadPoolExecutor(2) as writers:
+    views = inference.pyramids(data, todo, args.scales, args.workers, run.device, "make_cam")
+    with ThreadPoolExecutor(2) as writers:
         writing = []
-        for group, copies in inference.read_ahead(todo, load, args.workers):
-            size = images.image_size(data.image_path(group[0]))
+        for group, copies, size in views:
             with autocast:
-                copies = [c.to(run.device, non_blocking=True) for c in copies]
                 sums = sum_scales(network, copies, size)
             for image_id, maps in zip(group, sums, strict=True):
                 cam = of_classes(maps, labels[image_id]).half().cpu().numpy()
                 file = CamFile(labels[image_id], cam, size)
                 writing.append(writers.submit(file.save, args.out / f"{image_id}.npz"))
-            bar.update(len(group))
             while len(writing) > 64:
                 writing.pop(0).result()
         for each in writing:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from core import (
     cam,
@@ -166,13 +165,7 @@ def make_labels(args: argparse.Namespace, data: DataRoot, ids: list[str], run: R
         wanted.append((args.save_scores, ".npz"))
     groups = inference.remaining([[i] for i in ids], wanted)
     todo = [i for group in groups for i in group]
-    bar = tqdm(
-        total=len(todo),
-        unit="image",
-        desc="make_pseudo_labels",
-        dynamic_ncols=True,
-        disable=not distributed.is_main(),
-    )
+    bar = distributed.progress(len(todo), "make_pseudo_labels")
     with bar, Pool(args.jobs if args.crf else 1, run.device) as pool:
         used = []
         for threshold in pool.map(pseudo_label, scored(args, data, todo, run.device)):

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from core import (
     cam,
@@ -86,13 +85,7 @@ def make_labels(run: Run, args: argparse.Namespace, data: DataRoot, ids: list[st
     folder.mkdir(exist_ok=True)
     todo = distributed.share(ids)
     todo = [i for i in todo if not (folder / f"{i}.png").exists()]
-    bar = tqdm(
-        total=len(todo),
-        unit="image",
-        desc="affinity labels",
-        dynamic_ncols=True,
-        disable=not distributed.is_main(),
-    )
+    bar = distributed.progress(len(todo), "affinity labels")
     with bar, Pool(args.jobs, run.device) as pool:
         for _ in pool.map(label_image, ((data, i, args, run.device) for i in todo)):
             bar.update()

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 from core.errors import InputError
 
@@ -91,3 +92,15 @@ def agree(value: int, device: torch.device) -> int:
     box = torch.tensor([value], device=device)
     dist.broadcast(box, 0)
     return int(box.item())
+
+
+def progress(total: int, what: str, unit: str = "image", initial: int = 0) -> tqdm:
+    """A progress bar with rate and ETA, shown by the main process alone."""
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        initial=initial,
+        dynamic_ncols=True,
+        disable=not is_main(),
+    )

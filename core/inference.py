@@ -48,14 +48,6 @@ def remaining(groups: Sequence[list[str]], outputs: Sequence[tuple[Path, str]]) 
     return distributed.share(todo)
 
 
-def read_pyramids(data: DataRoot, group: Sequence[str], scales: Sequence[float]) -> list[Tensor]:
-    """Read images of equal size: per scale their bicubic copies, uint8 (B, 3, h, w)."""
-    pyramids = [
-        pyramid(images.as_array(images.read_image(data.image_path(i))), scales) for i in group
-    ]
-    return [torch.stack(copies) for copies in zip(*pyramids, strict=True)]
-
-
 class _Prepared(Dataset):
     def __init__(self, groups: Sequence[Any], prepare: Callable[[Any], Any]):
         self.groups, self.prepare = groups, prepare
@@ -96,3 +88,28 @@ def read_ahead(groups: Sequence[Any], prepare: Callable[[Any], Any], workers: in
             "a loader process was killed (out of memory or /dev/shm?); lower --workers and start "
             "again: finished images are kept"
         ) from None
+
+
+def pyramids(
+    data: DataRoot,
+    groups: Sequence[list[str]],
+    scales: Sequence[float],
+    workers: int,
+    device: torch.device,
+    what: str,
+) -> Iterator[tuple[list[str], list[Tensor], tuple[int, int]]]:
+    """Read groups of images of equal size ahead, behind a progress bar named `what`.
+
+    Yields:
+        A group's ids; per scale its bicubic copies, uint8 (B, 3, h, w) on the device; its (H, W).
+    """
+
+    def load(group: list[str]) -> tuple[list[str], list[Tensor], tuple[int, int]]:
+        photos = [images.as_array(images.read_image(data.image_path(i))) for i in group]
+        copies = zip(*(pyramid(photo, scales) for photo in photos), strict=True)
+        return group, [torch.stack(each) for each in copies], photos[0].shape[:2]
+
+    with distributed.progress(sum(map(len, groups)), what) as bar:
+        for group, copies, size in read_ahead(groups, load, workers):
+            yield group, [each.to(device, non_blocking=True) for each in copies], size
+            bar.update(len(group))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from core import checkpoint, distributed, precision
 from core.errors import InputError
@@ -164,14 +163,7 @@ class Trainer:
             worker_init_fn=ignore_interrupts,
             prefetch_factor=4 if args.workers else None,
         )
-        self.bar = tqdm(
-            total=self.max_step,
-            initial=self.step,
-            unit="step",
-            dynamic_ncols=True,
-            desc=self.run.stage,
-            disable=not distributed.is_main(),
-        )
+        self.bar = distributed.progress(self.max_step, self.run.stage, "step", self.step)
         self.network.train()
         with self.bar:
             try:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import inference, precision, scoring
@@ -35,19 +34,16 @@ def cams(bench: Bench) -> Rows:
     groups = [ids[i : i + BATCH_IMAGES] for i in range(0, len(ids), BATCH_IMAGES)]
     workers = 4 if bench.device.type == "cuda" else 0  # the CPU is busy with the network
 
-    def load(group: list[str]) -> tuple[list[str], list[Tensor]]:
-        return group, inference.read_pyramids(data, group, SCALES)
-
     def ours() -> Work:
         ready = copy.deepcopy(network).to(bench.device, memory_format=torch.channels_last)
         autocast = precision.autocast(bench.amp, bench.device)
 
         @torch.inference_mode()
         def run() -> None:
-            for group, copies in inference.read_ahead(groups, load, workers):
+            views = inference.pyramids(data, groups, SCALES, workers, bench.device, "cams")
+            for group, copies, size in views:
                 with autocast:
-                    copies = [c.to(bench.device, non_blocking=True) for c in copies]
-                    sums = sum_scales(ready, copies, bench.size)
+                    sums = sum_scales(ready, copies, size)
                 for image_id, maps in zip(group, sums, strict=True):
                     of_classes(maps, labels[image_id]).half().cpu()
 
