@@ -1,4 +1,4 @@
-"""One process or many: rank, device and the few collectives the stages need.
+"""One process or many: rank, device, the few collectives the stages need, the progress bar.
 
 `torchrun --nproc-per-node N script.py ...` sets the environment this reads; without it every
 function is that of a single process.

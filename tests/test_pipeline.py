@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -97,9 +98,18 @@ def test_again_finds_everything_there(finished, capsys):
     data, runs = finished
     before = {p: p.stat().st_mtime_ns for p in runs.rglob("*") if p.suffix in (".pt", ".npz")}
     six_stages(data, runs, "train", "val", SMALL)
-    assert capsys.readouterr().out.count("nothing to do") == 6
+    assert capsys.readouterr().out.count("nothing to do") == 7  # with scores and predictions
     after = {p: p.stat().st_mtime_ns for p in runs.rglob("*") if p.suffix in (".pt", ".npz")}
     assert after == before
+
+
+def test_deleted_predictions_are_made_anew(finished, capsys):
+    """Though their score is on file."""
+    data, runs = finished
+    shutil.rmtree(runs / "predictions")
+    six_stages(data, runs, "train", "val", SMALL)
+    assert "scored before" in capsys.readouterr().out
+    assert sorted(p.stem for p in (runs / "predictions").glob("*.png")) == ["val0", "val1", "val2"]
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real VOC images are not at hand")
