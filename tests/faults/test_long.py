@@ -150,9 +150,9 @@ def test_interrupted_at_random_moments(inputs, tmp_path, seconds_of, name):
 FULL = {  # stage, disk sizes in KiB at which different writes fail, part of the messages
     "checkpoint": ("classification", (50 << 10, 140 << 10), ".pt"),
     "log": ("segmentation", (4,), "log.jsonl"),
-    "CAM": ("cam", (8, 24, 40), ".npz"),
-    "PNG and scores": ("pseudo", (12, 32, 64), ""),
-    "affinity label and checkpoint": ("affinity", (16, 40, 20 << 10), ""),
+    "CAM": ("cam", (8, 40), ".npz"),
+    "PNG and scores": ("pseudo", (12, 64), ""),
+    "affinity label and checkpoint": ("affinity", (16, 20 << 10), ""),
     "prediction": ("evaluate", (8, 16), ".png"),
 }
 
