@@ -96,3 +96,15 @@ def write_cams(data_root: Path, out: Path) -> None:
         CamFile(classes, maps.numpy(), mask.shape).save(out / f"{image_id}.npz")
     record = {"stage": "make_cam", "finished": True}
     (out / "run.json").write_text(json.dumps(record))
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory) -> Path:
+    """The tiny data set and an undisturbed run of every stage; what a test changes it puts back."""
+    from faults.stages import STAGES  # which imports this file
+
+    root = tmp_path_factory.mktemp("undisturbed")
+    write_data_root(root / "data")
+    for stage in STAGES.values():
+        stage.run(root, root)
+    return root

@@ -11,6 +11,7 @@ from core.cam import CamFile, strided_size, upsample
 from core.datasets import VOC_CLASSES, DataRoot
 from core.images import write_label
 from tools import make_shapes
+from tools.benchmarking import references
 from tools.benchmarking.measure import Bench
 
 SPLIT = "train"
@@ -71,8 +72,8 @@ def cam_file(label: np.ndarray, number: int) -> CamFile:
 
 
 def write_cams(bench: Bench) -> None:
-    """`folder/cams/<id>.npz` in our form, `folder/pickles/<id>.npy` in the usual one."""
-    ours, usual = bench.folder / "cams", bench.folder / "pickles"
+    """`folder/cams/<id>.npz` in our form, `folder/usual-cams/<id>.*.npy` in the usual one."""
+    ours, usual = bench.folder / "cams", bench.folder / "usual-cams"
     if ours.exists():
         return
     ours.mkdir()
@@ -85,4 +86,4 @@ def write_cams(bench: Bench) -> None:
         full = upsample(torch.from_numpy(cam), file.size).numpy()
         # As the authors' make_cam writes them: class keys with the background first, both sizes.
         keys = np.array([0, *file.classes.tolist()])
-        np.save(usual / f"{image_id}.npy", {"keys": keys, "cam": cam, "hr_cam": full})
+        references.save_cams(usual, image_id, keys=keys, cam=cam, hr_cam=full)

@@ -129,7 +129,7 @@ def evaluation(bench: Bench) -> Rows:
 
     def reference() -> None:
         results["reference"] = references.sweep_by_files(
-            ids, bench.folder / "pickles", data.mask_path, data.n_labels, THRESHOLDS
+            ids, bench.folder / "usual-cams", data.mask_path, data.n_labels, THRESHOLDS
         )
 
     found = measure.compare(bench, lambda: ours, lambda: reference, repeats=3)
@@ -144,11 +144,11 @@ def evaluation(bench: Bench) -> Rows:
 def cam_bytes(bench: Bench) -> Rows:
     """Bytes of the files on disk."""
     write_cams(bench)
-    usual = [p.stat().st_size for p in (bench.folder / "pickles").iterdir()]
+    usual = [p.stat().st_size for p in (bench.folder / "usual-cams").iterdir()]
     ours = [p.stat().st_size for p in (bench.folder / "cams").iterdir()]
     CamFile.load(next((bench.folder / "cams").iterdir()), 20)
     yield rows.size_row(
-        bench, "CAM bytes", (sum(ours) / len(ours), sum(usual) / len(usual)), "bytes/image",
+        bench, "CAM bytes", (sum(ours) / len(ours), sum(usual) / len(ours)), "bytes/image",
         "2 bytes for each of 1/16 of the pixels and class", target=20.0,
         note=f"{bench.size[1]}x{bench.size[0]}, 2 classes. Reference: both sizes in float32",
     )  # fmt: skip

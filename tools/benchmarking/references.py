@@ -3,7 +3,7 @@
 The forms are those of the code that the authors of Puzzle-CAM released and of IRN, on which it
 builds: PIL and float64 NumPy in the loader, float32 NCHW networks in eager mode, one image and one
 scale at a time, dense N x N matrices, pydensecrf once per pass, all files read again for each
-threshold, float32 pickles at full resolution. What they compute is what core/ computes
+threshold, float32 CAMs at full resolution. What they compute is what core/ computes
 (tests/test_benchmark.py compares them).
 """
 
@@ -195,11 +195,23 @@ def dense_crf(image: np.ndarray, n_labels: int, sxy: float, srgb: float):
     return crf
 
 
-def affinity_label(image_path: Path, cam_path: Path, out: Path) -> None:
+def save_cams(folder: Path, image_id: str, **arrays: np.ndarray) -> None:
+    """What the authors pickle in one file, an array a file: as many bytes, and no code in it."""
+    for name, array in arrays.items():
+        np.save(folder / f"{image_id}.{name}.npy", array)
+
+
+def load_cams(folder: Path, image_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """Class keys with the background first, and float32 CAMs (K, H, W) at full resolution."""
+    names = (folder / f"{image_id}.{name}.npy" for name in ("keys", "hr_cam"))
+    keys, cams = (np.load(name, allow_pickle=False) for name in names)
+    return keys, cams
+
+
+def affinity_label(image_path: Path, folder: Path, out: Path) -> None:
     """The authors' make_affinity_labels for one image: two dense CRFs, one after the other."""
     image = np.asarray(Image.open(image_path).convert("RGB"))
-    file = np.load(cam_path, allow_pickle=True).item()
-    keys, cams = file["keys"], file["hr_cam"]
+    keys, cams = load_cams(folder, image_path.stem)
     sure = []
     for threshold in (0.40, 0.10):
         padded = np.pad(cams, ((1, 0), (0, 0), (0, 0)), constant_values=threshold)
@@ -219,11 +231,9 @@ def sweep_by_files(
     for threshold in thresholds:
         predicted, true, hits = (np.zeros(n_labels) for _ in range(3))
         for image_id in ids:
-            file = np.load(cams / f"{image_id}.npy", allow_pickle=True).item()
-            scores = np.pad(
-                file["hr_cam"], ((1, 0), (0, 0), (0, 0)), constant_values=np.float32(threshold)
-            )
-            pred = file["keys"][scores.argmax(0)]
+            keys, maps = load_cams(cams, image_id)
+            scores = np.pad(maps, ((1, 0), (0, 0), (0, 0)), constant_values=np.float32(threshold))
+            pred = keys[scores.argmax(0)]
             gt = np.array(Image.open(mask_of(image_id)))
             valid = gt < 255
             correct = (pred == gt) & valid

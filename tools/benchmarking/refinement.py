@@ -52,8 +52,8 @@ def affinity_labels(bench: Bench) -> Rows:
 
     def reference() -> None:
         for i in ids:
-            pickle = bench.folder / "pickles" / f"{i}.npy"
-            references.affinity_label(data.image_path(i), pickle, usual / f"{i}.png")
+            cams = bench.folder / "usual-cams"
+            references.affinity_label(data.image_path(i), cams, usual / f"{i}.png")
 
     def ours() -> None:
         for i in ids:
