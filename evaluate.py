@@ -24,24 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from core import (
-    checkpoint,
-    crf,
-    distributed,
-    files,
-    images,
-    inference,
-    options,
-    precision,
-    scoring,
-    segmentation,
-)
-from core.datasets import DataRoot
+from core import files
+from core.data import images, scoring
+from core.data.datasets import DataRoot
+from core.data.metrics import ConfusionMatrix, ThresholdSweep
 from core.errors import InputError, run_main
-from core.metrics import ConfusionMatrix, ThresholdSweep
-from core.networks import DeepLabV3Plus
-from core.parallel import Pool
-from core.runlog import (
+from core.method import crf, segmentation
+from core.method.networks import DeepLabV3Plus
+from core.run import checkpoint, distributed, inference, options, precision
+from core.run.parallel import Pool
+from core.run.record import (
     Run,
     difference,
     environment,

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from core import checkpoint, distributed, inference, options, precision
-from core.cam import CamFile, of_classes, sum_scales
-from core.datasets import DataRoot
+from core.data.datasets import DataRoot
+from core.data.scores import Scores
 from core.errors import run_main
-from core.networks import Classifier
-from core.runlog import Run, model_digest
+from core.method.cam import of_classes, sum_scales
+from core.method.networks import Classifier
+from core.run import checkpoint, distributed, inference, options, precision
+from core.run.record import Run, model_digest
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -56,7 +57,7 @@ def make_cams(run: Run, args: argparse.Namespace, data: DataRoot, ids: list[str]
                 sums = sum_scales(network, copies, size)
             for image_id, maps in zip(group, sums, strict=True):
                 cam = of_classes(maps, labels[image_id]).half().cpu().numpy()
-                file = CamFile(labels[image_id], cam, size)
+                file = Scores(labels[image_id], cam, size)
                 writing.append(writers.submit(file.save, args.out / f"{image_id}.npz"))
             while len(writing) > 64:
                 writing.pop(0).result()

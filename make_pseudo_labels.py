@@ -21,23 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import (
-    cam,
-    checkpoint,
-    crf,
-    distributed,
-    images,
-    inference,
-    options,
-    precision,
-)
-from core.datasets import DataRoot
+from core.data import images
+from core.data.datasets import DataRoot
+from core.data.scores import Scores, strided_size, upsample
+from core.data.transforms import normalize
 from core.errors import InputError, run_main
-from core.networks import AffinityNet
-from core.parallel import Pool
-from core.random_walk import random_walk
-from core.runlog import Run, model_digest, outputs_digest
-from core.transforms import normalize
+from core.method import cam, crf
+from core.method.networks import AffinityNet
+from core.method.random_walk import random_walk
+from core.run import checkpoint, distributed, inference, options, precision
+from core.run.parallel import Pool
+from core.run.record import Run, model_digest, outputs_digest
 
 # The options the scores depend on; a directory of scores is not stale when a threshold changes.
 WALK_OPTIONS = (
@@ -95,31 +89,29 @@ def edge_map(network: AffinityNet, image: Tensor, pad_to: int) -> Tensor:
     pad = [pad_to - s if s <= pad_to else -s % 32 for s in (width, height)]
     views = normalize(image[None])
     views = torch.cat([F.pad(v, (0, pad[0], 0, pad[1])) for v in (views, views.flip(-1))])
-    h, w = cam.strided_size((height, width))
+    h, w = strided_size((height, width))
     straight, mirrored = network(views).float()[:, :h, :w]
     return torch.sigmoid(straight / 2 + mirrored.flip(-1) / 2)
 
 
-def walk(
-    file: cam.CamFile, image: Tensor, network: AffinityNet, args: argparse.Namespace
-) -> Tensor:
+def walk(file: Scores, image: Tensor, network: AffinityNet, args: argparse.Namespace) -> Tensor:
     """Scores (K, h, w) after the walk, divided by the GLOBAL maximum of the upsampled maps."""
     device = image.device
     with precision.autocast(precision.amp_type(args.amp, device), device):
         edge = edge_map(network, image, args.pad_to)
     maps = torch.from_numpy(file.cam).to(device, torch.float64)
     scores = random_walk(maps, edge.double(), args.radius, args.beta, args.log2_steps).float()
-    return scores / cam.upsample(scores, file.size).max().clamp(min=1e-20)
+    return scores / upsample(scores, file.size).max().clamp(min=1e-20)
 
 
 def pseudo_label(
-    data: DataRoot, image_id: str, file: cam.CamFile, args: argparse.Namespace, device: torch.device
+    data: DataRoot, image_id: str, file: Scores, args: argparse.Namespace, device: torch.device
 ) -> float:
     """Write the label map of one image: constant background, argmax, dense CRF.
 
     Returns the background score it used.
     """
-    maps = cam.upsample(torch.from_numpy(np.asarray(file.cam, np.float32)), file.size)
+    maps = upsample(torch.from_numpy(np.asarray(file.cam, np.float32)), file.size)
     threshold = args.threshold
     if threshold == "auto":
         threshold = cam.otsu(maps.amax(0).numpy())
@@ -144,10 +136,10 @@ def scored(
         network = checkpoint.load_model(args.affinity, AffinityNet, None)
         network = network.to(device, memory_format=torch.channels_last)
 
-    def load(image_id: str) -> tuple[str, cam.CamFile, Tensor]:
+    def load(image_id: str) -> tuple[str, Scores, Tensor]:
         image = images.read_image(data.image_path(image_id))
         path = args.cams / f"{image_id}.npz"
-        return image_id, cam.CamFile.load(path, len(data.classes), tuple(image.shape[1:])), image
+        return image_id, Scores.load(path, len(data.classes), tuple(image.shape[1:])), image
 
     for image_id, file, image in inference.read_ahead(ids, load, args.workers):
         if network is not None:

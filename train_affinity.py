@@ -16,25 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import (
-    cam,
-    crf,
-    distributed,
-    files,
-    images,
-    losses,
-    options,
-    precision,
-    sampling,
-    training,
-)
-from core.affinity import confident_labels
-from core.datasets import DataRoot, TrainingViews
+from core import files
+from core.data import images
+from core.data.datasets import DataRoot, TrainingViews
+from core.data.scores import Scores, upsample
+from core.data.transforms import RandomView, normalize
 from core.errors import InputError, run_main
-from core.networks import AffinityNet
-from core.parallel import Pool
-from core.runlog import Run, outputs_digest
-from core.transforms import RandomView, normalize
+from core.method import crf, losses
+from core.method.affinity import confident_labels
+from core.method.networks import AffinityNet
+from core.run import distributed, options, precision, sampling, training, weights
+from core.run.parallel import Pool
+from core.run.record import Run, outputs_digest
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -65,8 +58,8 @@ def label_image(
 ) -> None:
     """Write the affinity label map of one image: two CRF passes over one lattice."""
     image = images.as_array(images.read_image(data.image_path(image_id)))
-    file = cam.CamFile.load(args.cams / f"{image_id}.npz", len(data.classes), image.shape[:2])
-    maps = cam.upsample(torch.from_numpy(file.cam).float(), file.size)
+    file = Scores.load(args.cams / f"{image_id}.npz", len(data.classes), image.shape[:2])
+    maps = upsample(torch.from_numpy(file.cam).float(), file.size)
     field = crf.DenseCRF(image, **crf.LABEL_WIDTHS, backend=args.crf_backend, device=device)
     background = torch.ones_like(maps[:1])
     labels = [
@@ -103,8 +96,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.crop // 4 <= 2 * (args.radius - 1):
         raise InputError(f"--crop {args.crop} holds no pair within --radius {args.radius}")
     precision.set_determinism(args.deterministic, device)
+    start = weights.load(args.weights, args.backbone)
     torch.manual_seed(args.seed)
-    network = AffinityNet(args.backbone, args.weights)
+    network = AffinityNet(args.backbone, start)
     inputs = {
         "data": data.digest(ids),
         "cams": outputs_digest(args.cams, "*.npz", "make_cam"),

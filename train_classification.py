@@ -16,13 +16,15 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from core import distributed, files, losses, options, precision, sampling, training
-from core.datasets import DataRoot, TrainingViews
+from core import files
+from core.data.datasets import DataRoot, TrainingViews
+from core.data.transforms import RandomView, normalize
 from core.errors import InputError, run_main
-from core.networks import Classifier
-from core.puzzle import merge, tile
-from core.runlog import Run
-from core.transforms import RandomView, normalize
+from core.method import losses
+from core.method.networks import Classifier
+from core.method.puzzle import merge, tile
+from core.run import distributed, options, precision, sampling, training, weights
+from core.run.record import Run
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -96,8 +98,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.crop % (16 * args.grid):
         raise InputError(f"--crop {args.crop} is not divisible by 16 x --grid {args.grid}")
     precision.set_determinism(args.deterministic, device)
+    start = weights.load(args.weights, args.backbone)
     torch.manual_seed(args.seed)
-    network = Classifier(args.backbone, len(data.classes), args.weights)
+    network = Classifier(args.backbone, len(data.classes), start)
 
     inputs = {"data": data.digest(ids, labels), "weights": training.weights_digest(args)}
     resolved = training.resolved(args, device)

@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import distributed, files, images, options, precision, sampling, training
-from core.datasets import DataRoot, TrainingViews
+from core import files
+from core.data import images
+from core.data.datasets import DataRoot, TrainingViews
+from core.data.transforms import RandomView, normalize
 from core.errors import InputError, run_main
-from core.networks import DeepLabV3Plus
-from core.runlog import Run
-from core.transforms import RandomView, normalize
+from core.method.networks import DeepLabV3Plus
+from core.run import distributed, options, precision, sampling, training, weights
+from core.run.record import Run
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -46,8 +48,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.crop % 16:
         raise InputError(f"--crop {args.crop} is not divisible by 16")
     precision.set_determinism(args.deterministic, device)
+    start = weights.load(args.weights, args.backbone)
     torch.manual_seed(args.seed)
-    network = DeepLabV3Plus(args.backbone, data.n_labels, args.weights)
+    network = DeepLabV3Plus(args.backbone, data.n_labels, start)
     inputs = {
         "data": data.digest(ids),
         "labels": files.digest_files([args.labels / f"{i}.png" for i in ids]),

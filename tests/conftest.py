@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from core.cam import CamFile
-from core.datasets import DataRoot
+from core.data.datasets import DataRoot
+from core.data.scores import Scores
 
 torch.set_num_threads(1)
 REPO = Path(__file__).resolve().parent.parent
@@ -93,7 +93,7 @@ def write_cams(data_root: Path, out: Path) -> None:
         mask = np.array(Image.open(data.mask_path(image_id)))
         maps = torch.from_numpy(np.stack([mask == c for c in classes]).astype(np.float32))
         maps = torch.nn.functional.avg_pool2d(maps, 4)
-        CamFile(classes, maps.numpy(), mask.shape).save(out / f"{image_id}.npz")
+        Scores(classes, maps.numpy(), mask.shape).save(out / f"{image_id}.npz")
     record = {"stage": "make_cam", "finished": True}
     (out / "run.json").write_text(json.dumps(record))
 

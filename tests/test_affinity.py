@@ -1,4 +1,4 @@
-"""core.affinity against the goldens, plain autograd and gradcheck."""
+"""core.method.affinity against the goldens, plain autograd and gradcheck."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import golden
 
-from core.affinity import affinity, confident_labels, paths
+from core.method.affinity import affinity, confident_labels, paths
 
 
 def plain_affinity(edge: torch.Tensor, radius: int) -> torch.Tensor:

@@ -20,9 +20,9 @@ import make_pseudo_labels
 import train_affinity
 import train_classification
 import train_segmentation
-from core import checkpoint
 from core.errors import InputError
-from core.networks import Classifier
+from core.method.networks import Classifier
+from core.run import checkpoint
 
 CPU = ["--device", "cpu", "--amp", "off", "--workers", 0]
 

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import nn
 
 import train_classification
-from core import crf, losses
-from core.cam import SCALES, multi_scale, of_classes
-from core.puzzle import merge, tile
-from core.random_walk import random_walk
-from core.transforms import RandomView, normalize
+from core.data.transforms import SCALES, RandomView, normalize
+from core.method import crf, losses
+from core.method.cam import multi_scale, of_classes
+from core.method.puzzle import merge, tile
+from core.method.random_walk import random_walk
 from tools import benchmark
 from tools.benchmarking import references, steps
 from tools.benchmarking.chart import draw_chart

@@ -1,4 +1,4 @@
-"""core.cam against the goldens, a naive form, and files that are not what they should be."""
+"""core.method.cam against the goldens, a naive form, and files that are not what they should be."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from conftest import golden
 
-from core import cam
+from core.data.scores import Scores, strided_size, upsample
+from core.data.transforms import pyramid
 from core.errors import InputError
+from core.method import cam
 
 
 def stand_in(images: torch.Tensor) -> torch.Tensor:
@@ -39,7 +41,7 @@ def test_batches_equal_single_images():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 37, 53, 3)).astype(np.uint8)
     single = torch.stack([cam.multi_scale(stand_in, image) for image in images])
-    copies = [torch.stack(c) for c in zip(*map(cam.pyramid, images), strict=True)]
+    copies = [torch.stack(c) for c in zip(*map(pyramid, images), strict=True)]
     torch.testing.assert_close(cam.sum_scales(stand_in, copies, (37, 53)), single)
 
 
@@ -47,19 +49,19 @@ def test_batches_equal_single_images():
 def test_any_size(size):
     image = np.full((*size, 3), 200, np.uint8)
     sums = cam.multi_scale(stand_in, image)
-    assert sums.shape[1:] == cam.strided_size(size)
-    assert cam.upsample(sums, size).shape[1:] == size
+    assert sums.shape[1:] == strided_size(size)
+    assert upsample(sums, size).shape[1:] == size
 
 
-def cam_file(**changes) -> cam.CamFile:
+def cam_file(**changes) -> Scores:
     fields = {"classes": np.array([1, 3]), "cam": np.ones((2, 3, 4)), "size": (9, 14)}
-    return cam.CamFile(**(fields | changes))
+    return Scores(**(fields | changes))
 
 
 def test_file_round_trip(tmp_path):
     file = cam_file(cam=np.random.default_rng(0).random((2, 3, 4)))
     file.save(tmp_path / "a.npz")
-    back = cam.CamFile.load(tmp_path / "a.npz", 3, (9, 14))
+    back = Scores.load(tmp_path / "a.npz", 3, (9, 14))
     assert back.size == (9, 14) and back.classes.tolist() == [1, 3]
     assert back.cam.dtype == np.float16
     np.testing.assert_allclose(back.cam, file.cam, atol=1e-3)
@@ -78,21 +80,21 @@ def test_file_round_trip(tmp_path):
 def test_file_refused(tmp_path, changes, message):
     cam_file(**changes).save(tmp_path / "a.npz")
     with pytest.raises(InputError, match=message):
-        cam.CamFile.load(tmp_path / "a.npz", 3, (9, 14))
+        Scores.load(tmp_path / "a.npz", 3, (9, 14))
 
 
 def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "a.npz"
     with pytest.raises(InputError, match="no CAM for this id"):
-        cam.CamFile.load(path, 3)
+        Scores.load(path, 3)
     cam_file().save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="damaged"):
-        cam.CamFile.load(path, 3)
+        Scores.load(path, 3)
     np.savez(path, classes=np.array([{}], dtype=object), cam=np.zeros(1), size=np.zeros(2))
     with pytest.raises(InputError, match="damaged"):
-        cam.CamFile.load(path, 3)
+        Scores.load(path, 3)
 
 
 def test_otsu_is_the_exhaustive_search():

@@ -13,7 +13,8 @@ from conftest import REPO
 
 from core.files import write_json
 
-SCRIPTS = sorted(p for p in [*REPO.glob("*.py"), *REPO.glob("tools/*.py")] if p.stem != "__init__")
+PYTHON = sorted([*REPO.glob("*.py"), *REPO.glob("tools/*.py")])
+SCRIPTS = [p for p in PYTHON if p.read_text().startswith("#!")]
 SOURCES = sorted([*REPO.glob("scripts/*.sh"), *REPO.glob("*.md"), *REPO.glob("docs/*.md"),
                   *REPO.glob("data/*.md"), *SCRIPTS])  # fmt: skip
 

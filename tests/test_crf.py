@@ -1,4 +1,4 @@
-"""core.crf and core.lattice: goldens of the released code, the two backends against each other."""
+"""The dense CRF: goldens of the released code, the two backends against each other."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from core import crf
 from core.errors import InputError
-from core.lattice import Lattice
+from core.method import crf
+from core.method.lattice import Lattice
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/realvoc/VOC2012"
@@ -172,7 +172,7 @@ def test_filter_is_linear_and_labels_in_groups_change_nothing(d, monkeypatch):
     values = torch.rand(300, 7)
     filtered = lattice.filter(values)
     torch.testing.assert_close(lattice.filter(values.sum(1, keepdim=True))[:, 0], filtered.sum(1))
-    monkeypatch.setattr("core.lattice._MAX_VALUES", 1)
+    monkeypatch.setattr("core.method.lattice._MAX_VALUES", 1)
     torch.testing.assert_close(lattice.filter(values), filtered, rtol=0, atol=0)
 
 
@@ -230,7 +230,7 @@ def test_auto_without_pydensecrf_says_so_once(golden, tmp_path):
 import sys
 sys.modules["pydensecrf"] = None  # makes the import fail
 import numpy as np
-from core import crf
+from core.method import crf
 golden = np.load("tests/goldens/crf.npz")
 for _ in range(2):
     q = crf.refine_probabilities(golden["image"], golden["prob21"], 10)

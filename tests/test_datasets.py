@@ -10,10 +10,10 @@ import torch
 from conftest import SHARED
 from PIL import Image
 
-from core import images
-from core.datasets import VOC_CLASSES, DataRoot, TrainingViews
+from core.data import images
+from core.data.datasets import VOC_CLASSES, DataRoot, TrainingViews
+from core.data.transforms import MEAN, STD, RandomView, normalize
 from core.errors import InputError
-from core.transforms import MEAN, STD, RandomView, normalize
 
 REPO_LISTS = Path(__file__).resolve().parent.parent / "data"
 

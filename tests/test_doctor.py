@@ -15,10 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from core import budget
 from core.errors import InputError
-from core.networks import Classifier
-from tools import doctor
+from core.method.networks import Classifier
+from tools import budget, doctor
 
 IDS = ["a", "b", "c"]
 

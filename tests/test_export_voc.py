@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.data.images import voc_palette
 from core.errors import InputError, run_main
 from core.files import write_json
-from core.images import voc_palette
 from tools import export_voc
 
 IDS = ["2008_000001", "2008_000002", "2008_000003"]

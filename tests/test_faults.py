@@ -27,8 +27,8 @@ from faults.stages import (
     wait_gone,
 )
 
-from core import losses
 from core.errors import InputError
+from core.method import losses
 
 
 @pytest.fixture

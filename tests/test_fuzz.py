@@ -20,8 +20,8 @@ from fuzz.bombs import BOMBS
 from fuzz.mutations import REPEATS, damaged, other_checkpoints, other_records
 from fuzz.reading import LIMIT_BYTES, LIMIT_SECONDS, Hang, refusal
 
-from core import images
-from core.datasets import DataRoot
+from core.data import images
+from core.data.datasets import DataRoot
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""core.losses against the goldens and a naive loop over pairs."""
+"""core.method.losses against the goldens and a naive loop over pairs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import golden
 
-from core import losses
-from core.affinity import paths
+from core.method import losses
+from core.method.affinity import paths
 
 
 def test_golden():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from core.data.images import voc_palette
 from core.errors import InputError, run_main
-from core.images import voc_palette
 from tools import make_shapes
 
 

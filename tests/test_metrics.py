@@ -1,4 +1,4 @@
-"""core.metrics against the golden and naive loops."""
+"""core.data.metrics against the golden and naive loops."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import golden
 
-from core.metrics import ConfusionMatrix, ThresholdSweep
+from core.data.metrics import ConfusionMatrix, ThresholdSweep
 
 
 def confusion(pred, gt, n_classes: int) -> ConfusionMatrix:

@@ -9,9 +9,10 @@ import torch
 import torchvision
 from torch import nn
 
-from core import backbones, checkpoint, training
 from core.errors import InputError
-from core.networks import AffinityNet, Classifier, DeepLabV3Plus
+from core.method import backbones
+from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
+from core.run import checkpoint, training, weights
 
 
 @pytest.mark.parametrize("name", backbones.TORCHVISION)
@@ -28,7 +29,8 @@ def test_backbone_is_torchvisions_but_for_the_stride(tmp_path):
     torch.manual_seed(0)
     reference = torchvision.models.resnet50()
     torch.save(reference.state_dict(), tmp_path / "resnet50.pth")
-    ours = backbones.build("resnet50", tmp_path / "resnet50.pth").eval()
+    state = weights.load(tmp_path / "resnet50.pth", "resnet50")
+    ours = backbones.Backbone("resnet50", state).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         x = reference.maxpool(reference.relu(reference.eval().bn1(reference.conv1(images))))
@@ -42,12 +44,12 @@ def test_weights_of_other_networks_are_refused(tmp_path):
     path = tmp_path / "w.pth"
     torch.save(torchvision.models.resnet34().state_dict(), path)
     with pytest.raises(InputError, match=r"w\.pth"):
-        backbones.build("resnet18", path)
+        weights.load(path, "resnet18")
     network = Classifier("resnet18", 3)
     checkpoint.save_model(path, network, ["a", "b", "c"])
     with pytest.raises(InputError, match="holds a resnet18, not a resnet50"):
-        backbones.build("resnet50", path)
-    again = backbones.build("resnet18", path)
+        weights.load(path, "resnet50")
+    again = backbones.Backbone("resnet18", weights.load(path, "resnet18"))
     for mine, theirs in zip(again.parameters(), network.backbone.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -130,7 +132,7 @@ def test_imagenet_weights_missing_offline(monkeypatch, tmp_path):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     with pytest.raises(InputError, match=r"resnet18-f37072fd\.pth"):
-        backbones.build("resnet18", "imagenet")
+        weights.load("imagenet", "resnet18")
 
 
 @pytest.mark.parametrize("name", ["resnest50", "resnest101"])
@@ -139,7 +141,7 @@ def test_resnest_taps_stride_groups_and_weights(name, tmp_path):
     timm = pytest.importorskip("timm")
     reference = timm.create_model(backbones.TIMM[name], pretrained=False).eval()
     torch.save(reference.state_dict(), tmp_path / "timm.pth")
-    network = Classifier(name, 3, tmp_path / "timm.pth").eval()
+    network = Classifier(name, 3, weights.load(tmp_path / "timm.pth", name)).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         taps = network.backbone(images)

@@ -17,7 +17,7 @@ import make_pseudo_labels
 import train_affinity
 import train_classification
 import train_segmentation
-from core.images import voc_palette
+from core.data.images import voc_palette
 
 REAL = SHARED / "realvoc" / "VOC2012"
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 import evaluate
-from core import checkpoint
 from core.errors import InputError
-from core.networks import Classifier, DeepLabV3Plus
+from core.method.networks import Classifier, DeepLabV3Plus
+from core.run import checkpoint
 from tools import predict
 
 CLASSES = ["disc", "square", "bar"]

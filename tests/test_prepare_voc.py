@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.datasets import DataRoot
+from core.data.datasets import DataRoot
+from core.data.images import read_label, voc_palette, write_label
 from core.errors import InputError, run_main
-from core.images import read_label, voc_palette, write_label
 from tools import prepare_voc
 
 TRAIN, SBD_ONLY, VAL = "2007_000032", "2008_000008", "2007_000033"  # real ids, other pictures

@@ -1,4 +1,4 @@
-"""core.puzzle against the golden and by its inverse."""
+"""core.method.puzzle against the golden and by its inverse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import golden
 
-from core.puzzle import merge, tile
+from core.method.puzzle import merge, tile
 
 
 def test_golden():

@@ -1,4 +1,4 @@
-"""core.random_walk against the goldens and the dense matrix, squared."""
+"""core.method.random_walk against the goldens and the dense matrix, squared."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import REPO, golden
 
-from core.affinity import affinity, paths
-from core.random_walk import random_walk, transition
+from core.method.affinity import affinity, paths
+from core.method.random_walk import random_walk, transition
 
 
 def example(size: tuple[int, int], n_classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,7 +97,7 @@ def test_bad_input_is_refused(change):
 
 MEMORY = """
 import resource, torch
-from core.random_walk import random_walk
+from core.method.random_walk import random_walk
 torch.set_num_threads(1)
 random_walk(torch.rand(3, 9, 9).double(), torch.rand(9, 9).double())
 kilobytes = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -15,9 +15,9 @@ import pytest
 from conftest import write_cams
 from PIL import Image
 
-from core.datasets import VOC_CLASSES, DataRoot
+from core.data.datasets import VOC_CLASSES, DataRoot
+from core.data.images import write_label
 from core.errors import InputError
-from core.images import write_label
 from tools import report
 from tools.reporting import charts, gallery, published, summarise
 from tools.reporting.collect import Folder, collect, read_log

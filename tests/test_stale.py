@@ -12,10 +12,10 @@ from faults.stages import (
     STAGES,
 )
 
-from core import checkpoint
-from core.cam import CamFile
+from core.data.images import read_label, write_label
+from core.data.scores import Scores
 from core.errors import InputError
-from core.images import read_label, write_label
+from core.run import checkpoint
 
 
 def without_last_line(path: Path) -> None:
@@ -29,7 +29,7 @@ def with_other_weight(path: Path) -> None:
 
 
 def with_other_maps(path: Path) -> None:
-    file = CamFile.load(path, 3)
+    file = Scores.load(path, 3)
     file.cam = file.cam[:, ::-1]
     file.save(path)
 

@@ -17,9 +17,10 @@ from conftest import REPO, SMALL, golden, run_stage, write_cams
 
 import train_affinity
 import train_classification
-from core import losses, sampling, training
 from core.errors import InputError
-from core.networks import AffinityNet, Classifier
+from core.method import losses
+from core.method.networks import AffinityNet, Classifier
+from core.run import sampling, training
 
 
 def test_sgd_poly_golden():

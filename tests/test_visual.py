@@ -9,9 +9,9 @@ import pytest
 from conftest import write_cams
 from PIL import Image
 
-from core import images, visual
+from core.data import images
 from core.errors import InputError
-from tools import overview, summary
+from tools import overview, summary, visual
 from tools.reporting.pictures import image_iou, mean_iou
 
 GREY = np.full((20, 30, 3), 128, np.uint8)

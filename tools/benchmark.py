@@ -22,9 +22,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 import torch
 
-from core import distributed, files, options
+from core import files
 from core.errors import InputError, run_main
-from core.parallel import cpu_count
+from core.run import distributed, options
+from core.run.parallel import cpu_count
 from tools.benchmarking import inference, refinement, training
 from tools.benchmarking.chart import draw_chart
 from tools.benchmarking.measure import Bench, say

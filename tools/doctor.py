@@ -5,7 +5,7 @@
 
 Takes seconds. One line a finding: ok, warn or FAIL, what was found, what to do about it; exit
 status 1 if any says FAIL. Give the options of the planned training. What memory and disk it needs
-is an estimate: core/budget.py tells how it is made.
+is an estimate: tools/budget.py tells how it is made.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 # What needs torch is imported in the checks: torch may be broken.
 from core import files
-from core.budget import GIB, TRAININGS, data_facts, disk_bytes, training_bytes
 from core.errors import InputError, run_main
+from tools.budget import GIB, TRAININGS, data_facts, disk_bytes, training_bytes
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
 STAGES = (*TRAININGS, "make_cam", "make_pseudo_labels", "evaluate")
@@ -87,7 +87,7 @@ def mismatch(torchvision: Any) -> str:
 def check_memory(args: argparse.Namespace) -> Findings:
     import torch
 
-    from core import precision
+    from core.run import precision
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
@@ -126,10 +126,11 @@ def check_crf(_: argparse.Namespace) -> Findings:
 def check_weights(args: argparse.Namespace) -> Findings:
     import torch
 
-    from core import backbones
+    from core.method import backbones
+    from core.run import weights
 
     if args.weights != "imagenet":
-        backbones.build(args.backbone, args.weights)
+        weights.load(args.weights, args.backbone)
         yield "ok", "weights", f"{args.weights}, for {args.backbone}", ""
         return
     if args.backbone in backbones.TIMM:
@@ -140,7 +141,7 @@ def check_weights(args: argparse.Namespace) -> Findings:
         known = ", ".join(backbones.NAMES)
         yield "FAIL", "weights", f"none known for {args.backbone}", f"--backbone is one of {known}"
         return
-    url = backbones.IMAGENET[args.backbone].url
+    url = weights.IMAGENET[args.backbone].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if path.exists():  # the name ends in the first digits of its SHA-256
         whole = path.stem.rsplit("-", 1)[1] == files.digest_file(path)[:8]
@@ -155,7 +156,7 @@ def check_weights(args: argparse.Namespace) -> Findings:
 
 
 def check_data(args: argparse.Namespace) -> Findings:
-    from core import datasets, images
+    from core.data import datasets, images
 
     if args.data is None:
         yield "warn", "data", "not checked; needs are estimated for VOC", "give --data ROOT"

@@ -25,9 +25,11 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
-from core import files, images, options
-from core.datasets import VOC_CLASSES, DataRoot
+from core import files
+from core.data import images
+from core.data.datasets import VOC_CLASSES, DataRoot
 from core.errors import InputError, run_main
+from core.run import options
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
 

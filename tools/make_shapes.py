@@ -24,10 +24,10 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
-from core import options
+from core.data.images import write_label
 from core.errors import InputError, run_main
 from core.files import read_json, write_json, write_text
-from core.images import write_label
+from core.run import options
 
 CLASSES = ("bar", "chequer", "cross", "ring", "wedge")  # named after the symbol on the head
 DESIGN = 5  # raise it when a change to the drawing changes the images

@@ -26,13 +26,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
-from core import cam, checkpoint, crf, distributed, files, images, options, segmentation, visual
-from core.datasets import check_name
+from core import files
+from core.data import images
+from core.data.datasets import check_name
+from core.data.scores import upsample
+from core.data.transforms import normalize, pyramid
 from core.errors import InputError, run_main
-from core.networks import Classifier, DeepLabV3Plus
-from core.precision import amp_type, autocast
-from core.runlog import Run
-from core.transforms import normalize
+from core.method import cam, crf, segmentation
+from core.method.networks import Classifier, DeepLabV3Plus
+from core.run import checkpoint, distributed, options
+from core.run.precision import amp_type, autocast
+from core.run.record import Run
+from tools import visual
 
 BAND = 64  # rows upsampled at a time: 4000 pixels wide and 21 classes make 21 MB
 STAGE = "predict_images"
@@ -148,7 +153,7 @@ def argmax_at_size(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
 def segment(network: nn.Module, image: np.ndarray, how: Options) -> np.ndarray:
     """The label map, uint8 (H, W), that a segmentation network gives an image, uint8 (H, W, 3)."""
     small = visual.fit(image, how.max_side)
-    copies = [copy[None].to(how.device) for copy in cam.pyramid(small, how.scales)]
+    copies = [copy[None].to(how.device) for copy in pyramid(small, how.scales)]
     with autocast(how.amp, how.device):
         probs = segmentation.probabilities(network, copies, small.shape[:2])[0]
     if how.crf:
@@ -179,7 +184,7 @@ def activate(
         sums = cam.multi_scale(network, small, how.scales, how.device)
     classes = (torch.nonzero(logits.sigmoid() >= how.class_threshold).flatten() + 1).tolist()
     classes = classes or [int(logits.argmax()) + 1]
-    maps = cam.upsample(cam.of_classes(sums, classes), small.shape[:2])
+    maps = upsample(cam.of_classes(sums, classes), small.shape[:2])
     labels = torch.cat([torch.full_like(maps[:1], how.threshold), maps]).argmax(0)
     if how.crf:
         refined = crf.refine_labels(

@@ -26,10 +26,12 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
-from core import files, images, options
-from core.datasets import VOC_CLASSES, DataRoot
+from core import files
+from core.data import images
+from core.data.datasets import VOC_CLASSES, DataRoot
 from core.errors import InputError, run_main
-from core.parallel import Pool
+from core.run import options
+from core.run.parallel import Pool
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists and image labels
 AUG = "SegmentationClassAug"

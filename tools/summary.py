@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
-from core import files, options
+from core import files
 from core.errors import InputError, run_main
+from core.run import options
 
 ROWS = {  # name on the command line -> key in metrics.json, row of the table
     "plain": ("cam_plain", "plain CAM, train"),

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import images
-from core.datasets import DataRoot, read_annotation
+from core.data import images
+from core.data.datasets import DataRoot, read_annotation
 from fuzz.mutations import jpegs, torch_bytes
 from fuzz.reading import (
     backbone,

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from core import images
-from core.cam import CamFile
-from core.datasets import DataRoot, read_annotation
+from core.data import images
+from core.data.datasets import DataRoot, read_annotation
+from core.data.scores import Scores
 from fuzz.reading import (
     RECORD,
     Tiny,
@@ -138,7 +138,7 @@ def classes(_: Path) -> list[bytes]:
 
 def cams(folder: Path) -> list[bytes]:
     cam = np.random.default_rng(0).random((2, 12, 16)).astype(np.float16)
-    CamFile([1, 3], cam, (48, 64)).save(folder / "good.npz")
+    Scores([1, 3], cam, (48, 64)).save(folder / "good.npz")
     np.savez_compressed(folder / "packed.npz", classes=np.uint8([1, 3]), cam=cam, size=[48, 64])
     return [(folder / name).read_bytes() for name in ("good.npz", "packed.npz")]
 

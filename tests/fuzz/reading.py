@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from core import backbones, checkpoint, runlog
-from core.cam import CamFile
-from core.datasets import DataRoot
+from core.data.datasets import DataRoot
+from core.data.scores import Scores
 from core.errors import InputError
-from core.networks import Classifier
+from core.method.networks import Classifier
+from core.run import checkpoint, record, weights
 
 LIMIT_SECONDS = 10  # for one input, on a busy machine
 LIMIT_BYTES = 1 << 30  # by which the peak memory of this process may grow
@@ -87,7 +87,7 @@ def read_labels(path: Path) -> None:
 
 
 def read_cam(path: Path) -> None:
-    CamFile.load(path, 3, (48, 64))
+    Scores.load(path, 3, (48, 64))
 
 
 def read_model(path: Path) -> None:
@@ -95,12 +95,12 @@ def read_model(path: Path) -> None:
 
 
 def read_record(path: Path) -> None:
-    runlog.outputs_digest(path.parent, "*.npz", "make_cam")
+    record.outputs_digest(path.parent, "*.npz", "make_cam")
 
 
 def read_own_record(path: Path) -> None:
     """The record of an earlier run in the same directory, as a stage's start reads it."""
-    with runlog.Run("make_cam", path.parent, OPTIONS, torch.device("cpu"), RECORD["inputs"]):
+    with record.Run("make_cam", path.parent, OPTIONS, torch.device("cpu"), RECORD["inputs"]):
         pass
 
 
@@ -109,4 +109,4 @@ def classifier(path: Path) -> None:
 
 
 def backbone(path: Path) -> None:
-    backbones.build("resnet18", path)
+    weights.load(path, "resnet18")

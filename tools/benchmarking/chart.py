@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from core.images import write_png
+from core.data.images import write_png
 
 INK, MUTED, GRID, PAPER = (25, 25, 25), (120, 120, 120), (225, 225, 225), (255, 255, 255)
 MET, MISSED, OTHER = (52, 128, 88), (201, 104, 48), (104, 134, 170)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from core.cam import CamFile, strided_size, upsample
-from core.datasets import VOC_CLASSES, DataRoot
-from core.images import write_label
+from core.data.datasets import VOC_CLASSES, DataRoot
+from core.data.images import write_label
+from core.data.scores import Scores, strided_size, upsample
 from tools import make_shapes
 from tools.benchmarking import references
 from tools.benchmarking.measure import Bench
@@ -57,7 +57,7 @@ def photograph(number: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
     return np.clip(np.rint(image[:height, :width]), 0, 255).astype(np.uint8), label
 
 
-def cam_file(label: np.ndarray, number: int) -> CamFile:
+def cam_file(label: np.ndarray, number: int) -> Scores:
     """CAMs (each map's maximum 1) as a network might give: the blurred mask and smooth noise."""
     rng = np.random.default_rng((8, number))
     classes = make_shapes.present(label)
@@ -68,7 +68,7 @@ def cam_file(label: np.ndarray, number: int) -> CamFile:
     noise = make_shapes.smooth_noise(rng, max(height, width), 8, len(classes))
     maps = np.clip(maps + 0.1 * noise[:height, :width].transpose(2, 0, 1), 0, None)
     maps /= maps.max((1, 2), keepdims=True)
-    return CamFile(np.array(classes, np.uint8), maps.astype(np.float16), label.shape)
+    return Scores(np.array(classes, np.uint8), maps.astype(np.float16), label.shape)
 
 
 def write_cams(bench: Bench) -> None:

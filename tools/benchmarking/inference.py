@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from core import inference, precision, scoring
-from core.affinity import paths
-from core.cam import SCALES, CamFile, of_classes, strided_size, sum_scales
-from core.networks import Classifier
-from core.random_walk import random_walk
+from core.data import scoring
+from core.data.scores import Scores, strided_size
+from core.data.transforms import SCALES
+from core.method.affinity import paths
+from core.method.cam import of_classes, sum_scales
+from core.method.networks import Classifier
+from core.method.random_walk import random_walk
+from core.run import inference, precision
 from tools.benchmarking import measure, references, rows
 from tools.benchmarking.data import SPLIT, data_root, write_cams
 from tools.benchmarking.measure import Bench, Work
@@ -146,7 +149,7 @@ def cam_bytes(bench: Bench) -> Rows:
     write_cams(bench)
     usual = [p.stat().st_size for p in (bench.folder / "usual-cams").iterdir()]
     ours = [p.stat().st_size for p in (bench.folder / "cams").iterdir()]
-    CamFile.load(next((bench.folder / "cams").iterdir()), 20)
+    Scores.load(next((bench.folder / "cams").iterdir()), 20)
     yield rows.size_row(
         bench, "CAM bytes", (sum(ours) / len(ours), sum(usual) / len(ours)), "bytes/image",
         "2 bytes for each of 1/16 of the pixels and class", target=20.0,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core import precision
+from core.run import precision
 
 Work = Callable[[], object]
 MIB = 2**20

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from core.affinity import affinity, paths
-from core.transforms import MEAN, STD
+from core.data.transforms import MEAN, STD
+from core.method.affinity import affinity, paths
 
 
 def normalise(image: Image.Image | np.ndarray) -> np.ndarray:

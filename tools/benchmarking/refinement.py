@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 import train_affinity
-from core import crf, images
-from core.parallel import Pool, cpu_count
+from core.data import images
+from core.method import crf
+from core.run.parallel import Pool, cpu_count
 from tools.benchmarking import measure, references, rows
 from tools.benchmarking.data import SPLIT, data_root, write_cams
 from tools.benchmarking.measure import CPU, Bench, Work
@@ -114,7 +115,7 @@ def parallel(bench: Bench) -> Rows:
     yield rows.row(
         bench, f"affinity labels, {jobs} processes against one", found, "images/s",
         "the cores, and the memory they share", items=len(tasks), target=0.9 * jobs,
-        note="core.parallel.Pool; the same code on one core is the reference",
+        note="core.run.parallel.Pool; the same code on one core is the reference",
     )  # fmt: skip
 
 

@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import train_classification
-from core import precision
-from core import training as engine
-from core.datasets import TrainingViews
-from core.runlog import Run
-from core.transforms import RandomView, normalize
+from core.data.datasets import TrainingViews
+from core.data.transforms import RandomView, normalize
+from core.run import precision
+from core.run import training as engine
+from core.run.record import Run
 from tools.benchmarking import measure, rows
 from tools.benchmarking.data import SPLIT, data_root
 from tools.benchmarking.measure import Bench, Work

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 import train_affinity
 import train_classification
 import train_segmentation
-from core import images, losses
-from core.datasets import TrainingViews
-from core.networks import AffinityNet, Classifier, DeepLabV3Plus
-from core.transforms import RandomView, normalize
+from core.data import images
+from core.data.datasets import TrainingViews
+from core.data.transforms import RandomView, normalize
+from core.method import losses
+from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from tools.benchmarking import measure, references, rows, steps
 from tools.benchmarking.data import SPLIT, data_root
 from tools.benchmarking.measure import Bench, Work

@@ -10,9 +10,10 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from core import images, visual
-from core.datasets import DataRoot
+from core.data import images
+from core.data.datasets import DataRoot
 from core.errors import InputError
+from tools import visual
 from tools.reporting.collect import Folder, mapping, number
 from tools.reporting.pictures import TITLES, StageFolders, image_iou, mean_iou
 

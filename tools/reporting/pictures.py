@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import cam, images, visual
-from core.datasets import DataRoot
+from core.data import images
+from core.data.datasets import DataRoot
+from core.data.scores import Scores, upsample
+from tools import visual
 
 TITLES = {
     "image": "image",
@@ -66,8 +68,8 @@ class StageFolders:
         self, stage: str, path: Path, size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best class's score in 0..1 and the label map, both (H, W)."""
-        file = cam.CamFile.load(path, len(self.data.classes), size)
-        scores, best = cam.upsample(torch.from_numpy(file.cam).float(), size).max(0)
+        file = Scores.load(path, len(self.data.classes), size)
+        scores, best = upsample(torch.from_numpy(file.cam).float(), size).max(0)
         threshold = self.thresholds.get(stage, THRESHOLDS[stage])
         label = np.where(scores.numpy() > threshold, file.classes[best.numpy()], 0)
         return scores.numpy(), label.astype(np.uint8)

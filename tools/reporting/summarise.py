@@ -6,7 +6,7 @@ import shlex
 import statistics
 from dataclasses import dataclass, field
 
-from core.datasets import VOC_CLASSES
+from core.data.datasets import VOC_CLASSES
 from tools.reporting.collect import Folder, mapping, number
 from tools.reporting.published import Table
 

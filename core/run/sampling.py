@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from core import distributed
 from core.errors import InputError
+from core.run import distributed
 
 
 class GlobalBatches(Sampler[list[int]]):

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from core import checkpoint, distributed, precision
 from core.errors import InputError
-from core.parallel import ignore_interrupts, signals_held
-from core.runlog import Log, Run, model_digest
-from core.sampling import GlobalBatches
+from core.run import checkpoint, distributed, precision
+from core.run.parallel import ignore_interrupts, signals_held
+from core.run.record import Log, Run, model_digest
+from core.run.sampling import GlobalBatches
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from core import backbones
-from core.cam import SCALES
-from core.parallel import cpu_count
+from core.data.transforms import SCALES
+from core.method import backbones
+from core.run.parallel import cpu_count
 
 
 def parser(doc: str) -> argparse.ArgumentParser:

@@ -20,8 +20,9 @@ from typing import IO, Any
 
 import torch
 
-from core import distributed, files
+from core import files
 from core.errors import InputError
+from core.run import distributed
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pydensecrf2")

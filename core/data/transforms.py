@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from core.images import IGNORE
+from core.data.images import IGNORE
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, of RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
+SCALES = (0.5, 1.0, 1.5, 2.0)  # of multi-scale inference, each with its mirror image
 
 
 class RandomView:
@@ -82,3 +86,15 @@ def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
         x = torch.arange(images.shape[3], device=images.device)
         views.mul_((y >= top) & (y < bottom) & (x >= left) & (x < right))
     return views.contiguous(memory_format=torch.channels_last)
+
+
+def pyramid(image: Image.Image | np.ndarray, scales: Sequence[float] = SCALES) -> list[Tensor]:
+    """Bicubic copies of an RGB image (PIL or uint8 (H, W, 3)): one uint8 (3, h, w) per scale."""
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    copies = []
+    for scale in scales:
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        copy = image if scale == 1 else image.resize(size, Image.Resampling.BICUBIC)
+        copies.append(torch.from_numpy(np.array(copy)).permute(2, 0, 1).contiguous())
+    return copies

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from core.affinity import affinity, paths
+from core.method.affinity import affinity, paths
 
 
 def random_walk(

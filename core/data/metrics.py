@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-IGNORE = 255
+from core.data.images import IGNORE
 
 
 class ConfusionMatrix:

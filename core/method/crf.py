@@ -2,7 +2,7 @@
 
 Mean-field inference in a fully connected CRF with Gaussian edge potentials (Krähenbühl and Koltun,
 NIPS 2011), with two backends that give the same labels: `pydensecrf` (their C++ code, one CPU core)
-and `torch` (CPU or CUDA, nothing to compile, see `core.lattice`).
+and `torch` (CPU or CUDA, nothing to compile, see `core.method.lattice`).
 
 Arrays, tensors on any device and PIL images are taken alike; results are NumPy arrays.
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError
-from core.lattice import Lattice
+from core.method.lattice import Lattice
 
 Device = torch.device | str | None
 BACKENDS = ("auto", "pydensecrf", "torch")

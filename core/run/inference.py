@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core import distributed, images
-from core.cam import pyramid
-from core.datasets import DataRoot
+from core.data import images
+from core.data.datasets import DataRoot
+from core.data.transforms import pyramid
 from core.errors import InputError
-from core.parallel import ignore_interrupts, signals_held
+from core.run import distributed
+from core.run.parallel import ignore_interrupts, signals_held
 
 
 def equal_size_batches(data: DataRoot, ids: Sequence[str], batch_images: int) -> list[list[str]]:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from core import cam, images
-from core.datasets import DataRoot
-from core.metrics import ConfusionMatrix, ThresholdSweep
+from core.data import images
+from core.data.datasets import DataRoot
+from core.data.metrics import ConfusionMatrix, ThresholdSweep
+from core.data.scores import Scores, upsample
 
 
 def cams(
@@ -19,9 +20,9 @@ def cams(
     """One joint histogram of ground truth, best class and its score, over the given images."""
     sweep = ThresholdSweep(data.n_labels, thresholds)
     for image_id in ids:
-        file = cam.CamFile.load(folder / f"{image_id}.npz", len(data.classes))
+        file = Scores.load(folder / f"{image_id}.npz", len(data.classes))
         mask = images.read_label(data.mask_path(image_id, masks), data.n_labels, file.size)
-        scores, best = cam.upsample(torch.from_numpy(file.cam).float(), file.size).max(0)
+        scores, best = upsample(torch.from_numpy(file.cam).float(), file.size).max(0)
         sweep.update(file.classes[best.numpy()], scores.numpy(), mask)
     return sweep
 

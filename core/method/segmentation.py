@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.transforms import normalize
+from core.data.transforms import normalize
 
 
 def probabilities(
@@ -18,7 +18,7 @@ def probabilities(
 
     Args:
         network: (N, 3, H, W) normalised images -> (N, n_labels, H, W) logits.
-        copies: per scale, uint8 (B, 3, h, w), see `cam.pyramid`. size: (H, W) of the images.
+        copies: per scale, uint8 (B, 3, h, w), see `transforms.pyramid`. size: (H, W) of the images.
 
     Returns:
         float32 (B, n_labels, H, W).

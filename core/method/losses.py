@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.affinity import neighbour, pair_affinity, paths
-
-IGNORE = 255
+from core.data.images import IGNORE
+from core.method.affinity import neighbour, pair_affinity, paths
 
 
 def _wide(values: Tensor) -> Tensor:

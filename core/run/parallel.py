@@ -92,7 +92,9 @@ class Pool:
         elif self.jobs > 1:
             # Not fork: the parent may hold CUDA and OpenMP threads.
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["core.crf", "core.cam", "core.metrics"])
+            context.set_forkserver_preload(
+                ["core.method.crf", "core.method.cam", "core.data.metrics"]
+            )
             resource_tracker.ensure_running()
             with signals_held():
                 forkserver.ensure_running()

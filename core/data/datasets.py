@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core import files, images, transforms
+from core import files
+from core.data import images, transforms
 from core.errors import InputError
 
 VOC_CLASSES = (  # noqa: SIM905 - reads better than twenty quoted words

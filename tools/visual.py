@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from core.images import IGNORE, voc_palette
+from core.data.images import IGNORE, voc_palette
 
 PALETTE = np.array(voc_palette(), np.uint8).reshape(256, 3)
 PALETTE[IGNORE] = (255, 250, 240)  # the palette's own 255 looks like a class; on paper it is blank

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from core import backbones
+from core.method.backbones import Backbone
+
+Weights = Mapping[str, Tensor] | None  # a backbone's state dict; None: random
 
 
 def _new(convolution: nn.Conv2d) -> nn.Conv2d:
@@ -24,13 +26,13 @@ class Classifier(nn.Module):
     """ResNet and a 1x1 convolution without bias; Puzzle-CAM section 2, A = theta(F(I)).
 
     Args:
-        n_classes: C, foreground classes. weights: see `backbones.build`.
+        n_classes: C, foreground classes. weights: the backbone's state dict; None: random.
     """
 
-    def __init__(self, backbone: str, n_classes: int, weights: str | Path | None = None):
+    def __init__(self, backbone: str, n_classes: int, weights: Weights = None):
         super().__init__()
         self.arguments = {"backbone": backbone, "n_classes": n_classes}
-        self.backbone = backbones.build(backbone, weights)
+        self.backbone = Backbone(backbone, weights)
         self.classifier = _new(nn.Conv2d(self.backbone.channels[-1], n_classes, 1, bias=False))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -41,10 +43,10 @@ class Classifier(nn.Module):
 class AffinityNet(nn.Module):
     """The boundary branch of IRN (Ahn et al., CVPR 2019) on a frozen backbone in eval mode."""
 
-    def __init__(self, backbone: str, weights: str | Path | None = None):
+    def __init__(self, backbone: str, weights: Weights = None):
         super().__init__()
         self.arguments = {"backbone": backbone}
-        self.backbone = backbones.build(backbone, weights).requires_grad_(False).eval()
+        self.backbone = Backbone(backbone, weights).requires_grad_(False).eval()
         self.edge_layers = nn.ModuleList(
             nn.Sequential(_new(nn.Conv2d(channels, 32, 1, bias=False)), nn.GroupNorm(4, 32))
             for channels in self.backbone.channels
@@ -83,10 +85,10 @@ class DeepLabV3Plus(nn.Module):
         n_labels: classes with the background.
     """
 
-    def __init__(self, backbone: str, n_labels: int, weights: str | Path | None = None):
+    def __init__(self, backbone: str, n_labels: int, weights: Weights = None):
         super().__init__()
         self.arguments = {"backbone": backbone, "n_labels": n_labels}
-        self.backbone = backbones.build(backbone, weights).eval()
+        self.backbone = Backbone(backbone, weights).eval()
         channels = self.backbone.channels
         self.aspp = _with_group_norm(ASPP(channels[-1], [6, 12, 18], 256))  # ends in dropout .5
         self.skip = _conv_norm_relu(channels[1], 48, 1)

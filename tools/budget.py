@@ -16,7 +16,7 @@ TRAININGS = ("train_classification", "train_affinity", "train_segmentation")
 @functools.lru_cache
 def data_facts(root: Path | None, split: str) -> tuple[int, float, float, int]:
     """Images, mean pixels of one, its mean number of classes, all classes; VOC's without a root."""
-    from core import datasets, images
+    from core.data import datasets, images
 
     try:
         data = datasets.DataRoot(root or Path("/nowhere"))
@@ -33,7 +33,7 @@ def network_of(stage: str, args: argparse.Namespace) -> Any:
     """The network of a training, on the meta device: shapes without memory."""
     import torch
 
-    from core import networks
+    from core.method import networks
 
     classes = data_facts(args.data, args.split)[3]
     with torch.device("meta"):
