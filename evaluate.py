@@ -1,156 +1,75 @@
 #!/usr/bin/env python
-"""Score CAMs or random-walk scores, label maps, or a segmentation checkpoint, in mIoU.
+"""Score CAMs or walked scores, label maps, or a segmentation checkpoint, in mIoU.
 
-    python evaluate.py --data VOCdevkit/VOC2012 --cams runs/voc/cam --json runs/voc/cam.json
-    python evaluate.py --data VOCdevkit/VOC2012 --labels runs/voc/pseudo
-    python evaluate.py --data VOCdevkit/VOC2012 --split val \\
+    python evaluate.py --data VOCdevkit/VOC2012 --scores runs/voc/cam --json runs/voc/cam.json
+    python evaluate.py --data VOCdevkit/VOC2012 --labels runs/voc/pseudo --json runs/voc/pseudo.json
+    python evaluate.py --data VOCdevkit/VOC2012 --split val --json runs/voc/val.json \\
         --checkpoint runs/voc/segmentation/model.pt
 
-CAMs and scores are scored at every background threshold in one pass, and the best one is reported
-(as in the paper's Tables 1 and 2). A checkpoint runs on four scales with mirror images, then a
-dense CRF; `--save-predictions` keeps its label maps, and scores nothing where there are no masks.
+Scores are scored at every background threshold in one pass, and the best one is reported (as in the
+paper's Tables 1 and 2). A checkpoint predicts first, with the options of predict.py, which may be
+given here too (`--scales 1 --no-crf`); `--save-predictions` keeps the label maps.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import predict
 from core import files
-from core.data import images, scoring
+from core.data import scoring
 from core.data.datasets import DataRoot
 from core.data.metrics import ConfusionMatrix, ThresholdSweep
-from core.errors import InputError, run_main
-from core.method import crf, segmentation
-from core.method.networks import DeepLabV3Plus
-from core.run import checkpoint, distributed, inference, options, precision
+from core.errors import InputError
+from core.run import distributed, options, record
+from core.run.main import run_main
 from core.run.parallel import Pool
-from core.run.record import (
-    Run,
-    difference,
-    environment,
-    model_digest,
-    outputs_digest,
-    settings_of,
-)
 
 CHUNK = 16  # images a scoring task holds: enough to hide the cost of starting one
 
-PREDICT_OPTIONS = (
-    "split",
-    "scales",
-    "batch_images",
-    "crf",
-    "crf_iterations",
-    "crf_backend",
-    "amp",
-    "overwrite",
-    "stale",
-)
 
-
-def get_args_parser() -> argparse.ArgumentParser:
-    p = options.parser(__doc__)
-    what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--cams", type=Path, help="directory of CAMs or of random-walk scores")
-    what.add_argument("--labels", type=Path, help="directory of label maps <id>.png")
-    what.add_argument("--checkpoint", type=Path, help="model.pt of train_segmentation.py")
-    options.add_stage(p, split="train", out=False)
+def get_args_parser() -> options.Parser:
+    p = options.Parser(__doc__)
+    options.add_data(p, split="train")
+    p.add_argument("--scores", type=Path, help="directory of CAMs or of other scores")
+    p.add_argument("--labels", type=Path, help="directory of label maps <id>.png")
+    p.add_argument("--checkpoint", type=Path, help="model.pt of train_segmentation.py")
     p.add_argument("--masks", default="SegmentationClass", help="folder of the ground truth")
-    p.add_argument(
-        "--thresholds",
-        type=options.fraction,
-        nargs="+",
-        metavar="T",
-        default=[round(0.01 * i, 2) for i in range(5, 61)],
-        help="background scores to try on CAMs",
-    )
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the scores there")
+    options.add_thresholds(p)
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     p.add_argument(
         "--save-predictions",
         type=Path,
         metavar="DIR",
-        help="keep the label maps a checkpoint predicts",
-    )
-    p.add_argument("--no-crf", dest="crf", action="store_false", help="leave out the dense CRF")
-    p.add_argument("--crf-iterations", type=options.positive, default=10)
-    p.add_argument(
-        "--batch-images",
-        type=options.positive,
-        default=2,
-        help="images of equal size computed together",
+        help="keep the label maps that a checkpoint predicts",
     )
     options.add_overwrite(p)
-    options.add_scales(p)
-    options.add_crf(p)
-    options.add_amp(p)
+    options.add_jobs(p)
+    options.add_machine(p)
     return p
 
 
-def over_images(function: Any, ids: list[str], args: argparse.Namespace, *rest: Any) -> Iterator:
-    """Yield function(data, chunk, *rest) over this process's chunks, in a process pool."""
-    data = rest[0]
+def over_images(
+    function: Callable[[list[str]], Any], ids: list[str], jobs: int
+) -> Iterator[ConfusionMatrix | ThresholdSweep]:
+    """Yield function(chunk) of this process's chunks of the ids, in a process pool."""
     chunks = distributed.share([ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)])
     bar = distributed.progress(sum(map(len, chunks)), "evaluate")
-    with bar, Pool(args.jobs if len(chunks) > 8 else 1) as pool:
-        tasks = ((data, chunk, *rest[1:]) for chunk in chunks)
-        for chunk, part in zip(chunks, pool.map(function, tasks), strict=True):
+    with bar, Pool(jobs if len(chunks) > 8 else 1) as pool:
+        parts = pool.map(function, ((chunk,) for chunk in chunks))
+        for chunk, part in zip(chunks, parts, strict=True):
             bar.update(len(chunk))
             yield part
-
-
-def refine_and_write(
-    data: DataRoot, image_id: str, probs: np.ndarray, args: argparse.Namespace, device: torch.device
-) -> None:
-    """Dense CRF on the probabilities (n_labels, H, W), argmax, palette PNG."""
-    if args.crf:
-        image = images.as_array(images.read_image(data.image_path(image_id)))
-        backend = args.crf_backend
-        probs = crf.refine_probabilities(
-            image, probs, args.crf_iterations, backend=backend, device=device
-        )
-    images.write_label(args.save_predictions / f"{image_id}.png", probs.argmax(0))
-
-
-@torch.inference_mode()
-def predictions(args: argparse.Namespace, data: DataRoot, ids: list[str], run: Run) -> Iterator:
-    """Yield the tasks of `refine_and_write` for the images without a prediction yet."""
-    network = checkpoint.load_model(args.checkpoint, DeepLabV3Plus, data.classes)
-    network = network.to(run.device, memory_format=torch.channels_last)
-    amp = precision.amp_type(args.amp, run.device)
-    groups = inference.equal_size_batches(data, ids, args.batch_images)
-    todo = inference.remaining(groups, [(args.save_predictions, ".png")])
-    views = inference.pyramids(data, todo, args.scales, args.workers, run.device, "predict")
-    for group, copies, size in views:
-        with precision.autocast(amp, run.device):
-            probs = segmentation.probabilities(network, copies, size)
-        for image_id, each in zip(group, probs.cpu().numpy(), strict=True):
-            yield data, image_id, each, args, run.device
-
-
-def predict(args: argparse.Namespace, data: DataRoot, ids: list[str], device: torch.device) -> None:
-    """Write the label maps of a segmentation checkpoint to --save-predictions."""
-    inputs = {"data": data.digest(ids), "checkpoint": files.digest_file(args.checkpoint)}
-    chosen = argparse.Namespace(**{name: getattr(args, name) for name in PREDICT_OPTIONS})
-    resolved = {
-        "amp": precision.amp_type(args.amp, device),
-        "crf_backend": crf.resolve_backend(args.crf_backend, device),
-    }
-    with Run("predict", args.save_predictions, chosen, device, inputs, resolved) as run:
-        if run.finished:
-            return
-        with Pool(args.jobs, device) as pool:
-            for _ in pool.map(refine_and_write, predictions(args, data, ids, run)):
-                pass
-        run.finish(images=len(ids))
 
 
 def reduced(matrix: np.ndarray, device: torch.device) -> np.ndarray:
@@ -159,13 +78,14 @@ def reduced(matrix: np.ndarray, device: torch.device) -> np.ndarray:
 
 
 def evaluate(
-    args: argparse.Namespace, data: DataRoot, ids: list[str], device: torch.device
+    args: argparse.Namespace, data: DataRoot, ids: list[str], folder: Path, device: torch.device
 ) -> dict[str, Any]:
-    """Score what the arguments name; the JSON's content without its `run`."""
-    if args.cams is not None:
+    """Score a directory of scores or label maps; the JSON's content without its `run`."""
+    if args.scores is not None:
         thresholds = sorted(set(args.thresholds))
         sweep = ThresholdSweep(data.n_labels, thresholds)
-        for part in over_images(scoring.cams, ids, args, data, args.cams, args.masks, thresholds):
+        score = functools.partial(scoring.scores, data, folder, args.masks, thresholds)
+        for part in over_images(score, ids, args.jobs):
             sweep.merge(part)
         sweep.histogram = reduced(sweep.histogram, device)
         rows = [scoring.figures(matrix, data.classes) for matrix in sweep.confusions()]
@@ -176,9 +96,9 @@ def evaluate(
             for t, r in zip(thresholds, rows, strict=True)
         ]
     else:
-        folder = args.labels or args.save_predictions
         total = ConfusionMatrix(data.n_labels)
-        for part in over_images(scoring.labels, ids, args, data, folder, args.masks):
+        score = functools.partial(scoring.labels, data, folder, args.masks)
+        for part in over_images(score, ids, args.jobs):
             total.merge(part)
         total.matrix = reduced(total.matrix, device)
         figures = scoring.figures(total, data.classes) | {"threshold": None}
@@ -197,76 +117,95 @@ def print_table(figures: dict[str, Any]) -> None:
             figures["sweep"][-1]["threshold"],
         ):
             print("the best threshold lies at the end of the range; widen --thresholds")
+    if figures["map"] is not None:
+        print(f"{'map':<20}{figures['map']}")
     print(f"{'false positives':<20}{figures['fp']:6.3f}")
     print(f"{'false negatives':<20}{figures['fn']:6.3f}")
     print(f"{'images':<20}{figures['images']:6d}", flush=True)
 
 
-def input_digests(args: argparse.Namespace, data: DataRoot, ids: list[str]) -> dict[str, str]:
-    """Digests of everything the scores depend on."""
-    inputs = {"data": data.digest(ids)}
+def prediction_command(args: argparse.Namespace, out: Path, more: list[str]) -> list[str]:
+    """The command line of predict.py that this one asks for; `more` are its own options."""
+    command = ["--data", args.data, "--split", args.split, "--checkpoint", args.checkpoint]
+    command += ["--out", out, "--device", args.device, "--workers", args.workers]
+    command += ["--jobs", args.jobs, "--stale", args.stale]
+    command += ["--overwrite"] if args.overwrite else []
+    return [*map(str, command), *more]
+
+
+def inputs_of(
+    args: argparse.Namespace, data: DataRoot, ids: list[str]
+) -> tuple[dict[str, str], str | None]:
+    """Digests of everything the figures depend on, and which map is scored."""
     masks = [data.mask_path(i, args.masks) for i in ids]
+    inputs, map_name = {"data": data.digest(ids)}, None
     if any(path.exists() for path in masks):
         inputs["masks"] = files.digest_files(masks)
-    elif args.checkpoint is None or args.save_predictions is None:
+    elif args.save_predictions is None:
         raise InputError(
-            f"{masks[0].parent}: no ground truth for split {args.split!r}; only a checkpoint with "
-            "--save-predictions can do without"
+            f"{masks[0].parent}: no ground truth for split {args.split!r}; predict.py makes label "
+            "maps without"
         )
-    if args.cams is not None:
-        stage = files.read_json(args.cams / "run.json", "give a directory of CAMs").get("stage")
-        stage = "random_walk" if stage == "random_walk" else "make_cam"
-        inputs["cams"] = outputs_digest(args.cams, "*.npz", stage)
+    if args.scores is not None:
+        made = record.read(args.scores, "scores", data.classes)
+        inputs["scores"], map_name = made["digest"], made.get("results", {}).get("map")
     elif args.labels is not None:
-        inputs["labels"] = files.digest_files([args.labels / f"{i}.png" for i in ids])
+        inputs["labels"] = record.read_labels(args.labels, ids, data.classes)
     else:
-        inputs["checkpoint"] = model_digest(args.checkpoint)
-    return inputs
+        inputs["checkpoint"] = record.read_model(args.checkpoint, data.classes)
+    return inputs, map_name
 
 
-def scored_before(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any] | None:
+def scored_before(args: argparse.Namespace, made: dict[str, Any]) -> dict[str, Any] | None:
     """The content of --json, if it was made with these settings and inputs."""
     if args.json is None or not args.json.exists() or args.overwrite:
         return None
     old = files.read_json(args.json, "remove it or give --overwrite")
     run = old.get("run")
-    same = isinstance(run, dict) and not difference({k: run.get(k) for k in record}, record)
+    same = isinstance(run, dict) and not record.difference({k: run.get(k) for k in made}, made)
     return old if same else None
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = get_args_parser().parse_args(argv)
+    parser = get_args_parser()
+    args, more = parser.parse_known_args(argv)
+    if sum(each is not None for each in (args.scores, args.labels, args.checkpoint)) != 1:
+        parser.error("give one of --scores, --labels and --checkpoint")
+    if more and args.checkpoint is None:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
-    inputs = input_digests(args, data, ids)
-    record = {"stage": "evaluate", "settings": settings_of(args), "inputs": inputs}
-    known = scored_before(args, record)
-    keep = args.save_predictions is not None  # they may have been deleted since
+    inputs, map_name = inputs_of(args, data, ids)
+    made = {"stage": "evaluate", "settings": args.settings, "inputs": inputs}
     with contextlib.ExitStack() as stack:
-        if args.checkpoint is not None and (keep or known is None):
-            if not keep:
+        folder = args.scores or args.labels or args.save_predictions
+        if args.checkpoint is not None:
+            if folder is None:
                 if distributed.world_size() > 1:
                     raise InputError("several processes share predictions: give --save-predictions")
-                folder = stack.enter_context(tempfile.TemporaryDirectory())
-                args.save_predictions = Path(folder) / "predictions"
-            predict(args, data, ids, device)
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "predictions"
+            command = prediction_command(args, folder, more)
+            made["predict"] = predict.get_args_parser().parse_args(command).settings
+        known = scored_before(args, made)
+        # Predictions that were asked for may have been deleted since.
+        if args.checkpoint is not None and (args.save_predictions is not None or known is None):
+            predict.main(command)
         if known is not None:
             print(f"{args.json}: scored before, with these settings and inputs")
             print_table(known)
             return
         if "masks" not in inputs:
-            print(f"no ground truth: {len(ids)} predictions in {args.save_predictions}, no score")
+            print(f"no ground truth: {len(ids)} predictions in {folder}, no score")
             return
-        figures = evaluate(args, data, ids, device)
+        figures = evaluate(args, data, ids, folder, device) | {"map": map_name}
     if distributed.is_main():
         print_table(figures)
         if args.json is not None:
-            record["argv"] = sys.argv
+            made["argv"] = sys.argv
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(args.json, figures | {"run": record | environment(device)})
-    distributed.finish()
+            files.write_json(args.json, figures | {"run": made | record.environment(device)})
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, get_args_parser)

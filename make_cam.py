@@ -1,64 +1,67 @@
 #!/usr/bin/env python
 """Make the class activation maps of a split: four scales, each with its mirror image, summed.
 
-    python make_cam.py --data VOCdevkit/VOC2012 --checkpoint runs/voc/puzzle/model.pt \\
+    python make_cam.py --data VOCdevkit/VOC2012 --checkpoint runs/voc/classification/model.pt \\
         --out runs/voc/cam
 
 About 10 minutes for VOC's train_aug on an A100, 0.5 GB on disk. Score them with
-`evaluate.py --cams`; expect 48 to 52 mIoU on train with a ResNet-50.
+`evaluate.py --scores`; expect 48 to 52 mIoU on train with a ResNet-50. `--map hr_cam` writes the
+map that the released code scores and makes affinity labels from (README, Differences).
 """
 
 from __future__ import annotations
 
-import argparse
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from core import recipe
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
-from core.errors import run_main
 from core.method.cam import of_classes, sum_scales
 from core.method.networks import Classifier
-from core.run import checkpoint, distributed, inference, options, precision
-from core.run.record import Run, model_digest
+from core.run import checkpoint, distributed, inference, options, precision, record
+from core.run.main import run_main
+from core.run.record import Run
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    p = options.parser(__doc__)
-    options.add_stage(p, split="train_aug")
-    p.add_argument("--checkpoint", type=Path, required=True, help="model.pt of the classifier")
-    options.add_scales(p)
+def get_args_parser() -> options.Parser:
+    p = options.Parser(__doc__)
+    options.add_data(p, split="train_aug")
+    p.add_argument("--checkpoint", type=Path, required=True, help="model.pt of a classifier")
+    options.add_out(p)
     p.add_argument(
-        "--batch-images",
-        type=options.positive,
-        default=4,
-        help="images of equal size computed together",
+        "--map",
+        choices=("cam", "hr_cam"),
+        default="cam",
+        help="cam: summed at stride 4; hr_cam: summed at the image's size, sampled at stride 4",
     )
-    options.add_amp(p)
+    options.add_inference(p, recipe.CAM.scales, batch_images=4)
+    options.add_machine(p)
     return p
 
 
 @torch.inference_mode()
-def make_cams(run: Run, args: argparse.Namespace, data: DataRoot, ids: list[str]) -> None:
-    """Write `OUT/<id>.npz` for every id that has none yet."""
-    labels = data.image_labels(ids)
-    network = checkpoint.load_model(args.checkpoint, Classifier, data.classes)
-    network = network.to(run.device, memory_format=torch.channels_last)
-    autocast = precision.autocast(precision.amp_type(args.amp, run.device), run.device)
-    groups = inference.equal_size_batches(data, ids, args.batch_images)
-    todo = inference.remaining(groups, [(args.out, ".npz")])
-    views = inference.pyramids(data, todo, args.scales, args.workers, run.device, "make_cam")
+def make_cams(
+    network: nn.Module,
+    views: inference.Views,
+    labels: dict[str, list[int]],
+    out: Path,
+    high_res: bool,
+    autocast: torch.autocast,
+) -> None:
+    """Write `OUT/<id>.npz` of every image of `views`."""
     with ThreadPoolExecutor(2) as writers:
         writing = []
         for group, copies, size in views:
             with autocast:
-                sums = sum_scales(network, copies, size)
+                sums = sum_scales(network, copies, size, high_res)
             for image_id, maps in zip(group, sums, strict=True):
                 cam = of_classes(maps, labels[image_id]).half().cpu().numpy()
-                file = Scores(labels[image_id], cam, size)
-                writing.append(writers.submit(file.save, args.out / f"{image_id}.npz"))
+                scores = Scores(labels[image_id], cam, size)
+                writing.append(writers.submit(scores.save, out / f"{image_id}.npz"))
             while len(writing) > 64:
                 writing.pop(0).result()
         for each in writing:
@@ -70,18 +73,27 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
+    labels = data.image_labels(ids)
     inputs = {
-        "data": data.digest(ids, data.image_labels(ids)),
-        "checkpoint": model_digest(args.checkpoint),
+        "data": data.digest(ids, labels),
+        "checkpoint": record.read_model(args.checkpoint, data.classes),
     }
-    resolved = {"amp": precision.amp_type(args.amp, device)}
-    with Run("make_cam", args.out, args, device, inputs, resolved) as run:
+    amp = precision.amp_type(args.amp, device)
+    with Run("make_cam", args, device, "scores", data.classes, inputs, {"amp": amp}) as run:
         if run.finished:
             return
-        make_cams(run, args, data, ids)
-        run.finish(outputs="*.npz", images=len(ids))
-    distributed.finish()
+        network = checkpoint.load_model(args.checkpoint, (Classifier,), data.classes)
+        network = network.to(device, memory_format=torch.channels_last)
+        pictures = {i: data.image_path(i) for i in ids}
+        groups = inference.equal_size_batches(pictures, args.batch_images)
+        todo = inference.remaining(groups, args.out, ".npz")
+        views = inference.pyramids(
+            pictures, todo, args.scales, args.max_side, args.workers, device, "make_cam"
+        )
+        autocast = precision.autocast(amp, device)
+        make_cams(network, views, labels, args.out, args.map == "hr_cam", autocast)
+        run.finish(images=len(ids), map=args.map)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, get_args_parser)

@@ -7,6 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 stage train_classification.py \
   --data "$DATA" \
+  --split "$SPLIT" \
   --out "$RUNS/classification" \
   --backbone "$BACKBONE" \
-  --seed "$SEED"
+  --seed "$SEED" \
+  "$@"

@@ -34,41 +34,48 @@ python tools/make_shapes.py \
   --val 100 \
   --size 128
 
-echo "1/6 two classifiers: plain CAM, Puzzle-CAM"
-python train_classification.py --data $DATA --split train --out $RUNS/plain \
+echo "1/8 two classifiers: plain CAM, Puzzle-CAM"
+python train_classification.py --data $DATA --split train --out $RUNS/plain/classification \
   "${classifier[@]}" --no-p-cls --no-re
-python train_classification.py --data $DATA --split train --out $RUNS/puzzle \
+python train_classification.py --data $DATA --split train --out $RUNS/puzzle/classification \
   "${classifier[@]}"
 
-echo "2/6 their CAMs"
+echo "2/8 their CAMs"
 for name in plain puzzle; do
-  cam=$([ $name = plain ] && echo cam_plain || echo cam)
-  python make_cam.py --data $DATA --split train --checkpoint $RUNS/$name/model.pt \
-    --out $RUNS/$cam "${scales[@]}" --stale redo
-  python evaluate.py --data $DATA --cams $RUNS/$cam --json $RUNS/$cam.json
+  python make_cam.py --data $DATA --split train --out $RUNS/$name/cam \
+    --checkpoint $RUNS/$name/classification/model.pt "${scales[@]}" --stale redo
+  python evaluate.py --data $DATA --scores $RUNS/$name/cam --json $RUNS/$name/cam.json
 done
+RUN=$RUNS/puzzle
 
-echo "3/6 affinity labels and the boundary network"
-python train_affinity.py --data $DATA --split train --cams $RUNS/cam --out $RUNS/affinity \
-  "${training[@]}" --weights $RUNS/puzzle/model.pt --epochs 3 --sides 102 160 --radius 5
+echo "3/8 affinity labels"
+python make_affinity_labels.py --data $DATA --split train --scores $RUN/cam \
+  --out $RUN/affinity_labels --stale redo
 
-echo "4/6 random walk and dense CRF"
-python make_pseudo_labels.py --data $DATA --split train --cams $RUNS/cam \
-  --affinity $RUNS/affinity/model.pt --pad-to 128 --log2-steps 4 --crf-iterations 10 \
-  --threshold 0.2 --save-scores $RUNS/rw --out $RUNS/pseudo --stale redo
-python evaluate.py --data $DATA --cams $RUNS/rw --json $RUNS/rw.json
-python evaluate.py --data $DATA --labels $RUNS/pseudo --json $RUNS/pseudo.json
+echo "4/8 boundary network"
+python train_affinity.py --data $DATA --split train --labels $RUN/affinity_labels \
+  --out $RUN/affinity "${training[@]}" --weights $RUN/classification/model.pt --epochs 3 \
+  --sides 102 160 --radius 5
 
-echo "5/6 segmentation network"
-python train_segmentation.py --data $DATA --split train --labels $RUNS/pseudo \
-  --out $RUNS/segmentation "${training[@]}" --weights $RUNS/puzzle/model.pt --epochs 4 \
+echo "5/8 random walk"
+python make_random_walk.py --data $DATA --split train --scores $RUN/cam \
+  --checkpoint $RUN/affinity/model.pt --pad-to 128 --log2-steps 4 --out $RUN/rw --stale redo
+python evaluate.py --data $DATA --scores $RUN/rw --json $RUN/rw.json
+
+echo "6/8 pseudo-labels"
+python make_pseudo_labels.py --data $DATA --split train --scores $RUN/rw --threshold 0.2 \
+  --crf-iterations 10 --out $RUN/pseudo --stale redo
+python evaluate.py --data $DATA --labels $RUN/pseudo --json $RUN/pseudo.json
+
+echo "7/8 segmentation network"
+python train_segmentation.py --data $DATA --split train --labels $RUN/pseudo \
+  --out $RUN/segmentation "${training[@]}" --weights $RUN/classification/model.pt --epochs 4 \
   --sides 102 200
 
-echo "6/6 scores on val, the picture and the table"
-python evaluate.py --data $DATA --split val --checkpoint $RUNS/segmentation/model.pt \
-  --save-predictions $RUNS/predictions --json $RUNS/val.json "${scales[@]}" --stale redo
-python tools/overview.py --data $DATA --demo $RUNS --split train val
-python tools/summary.py plain=$RUNS/cam_plain.json cam=$RUNS/cam.json rw=$RUNS/rw.json \
-  rw_crf=$RUNS/pseudo.json segmentation_val=$RUNS/val.json \
-  --runs $RUNS/*/ --out $RUNS/metrics.json | tee $RUNS/table.txt
+echo "8/8 predictions on val, the picture and the table"
+python predict.py --data $DATA --split val --checkpoint $RUN/segmentation/model.pt \
+  --out $RUN/predictions "${scales[@]}" --stale redo
+python evaluate.py --data $DATA --split val --labels $RUN/predictions --json $RUN/val.json
+python tools/report.py $RUNS --data $DATA --out $RUNS/report --metrics $RUNS/metrics.json \
+  | tee $RUNS/table.txt
 echo "$state" >$RUNS/done

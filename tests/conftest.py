@@ -12,6 +12,7 @@ from PIL import Image
 
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
+from core.run import record
 
 torch.set_num_threads(1)
 REPO = Path(__file__).resolve().parent.parent
@@ -94,8 +95,9 @@ def write_cams(data_root: Path, out: Path) -> None:
         maps = torch.from_numpy(np.stack([mask == c for c in classes]).astype(np.float32))
         maps = torch.nn.functional.avg_pool2d(maps, 4)
         Scores(classes, maps.numpy(), mask.shape).save(out / f"{image_id}.npz")
-    record = {"stage": "make_cam", "finished": True}
-    (out / "run.json").write_text(json.dumps(record))
+    made = {"stage": "make_cam", "holds": "scores", "classes": data.classes, "finished": True}
+    made |= {"digest": record.digest(out, "scores"), "results": {"map": "cam"}}
+    (out / "run.json").write_text(json.dumps(made))
 
 
 @pytest.fixture(scope="session")

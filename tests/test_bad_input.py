@@ -15,14 +15,14 @@ from conftest import REPO, SMALL, run_stage, write_cams, write_data_root
 from PIL import Image
 
 import evaluate
+import make_affinity_labels
 import make_cam
-import make_pseudo_labels
 import train_affinity
 import train_classification
 import train_segmentation
 from core.errors import InputError
 from core.method.networks import Classifier
-from core.run import checkpoint
+from core.run import checkpoint, record
 
 CPU = ["--device", "cpu", "--amp", "off", "--workers", 0]
 
@@ -101,7 +101,7 @@ def test_damaged_annotations(data_root, text):
         (("--crop", 64, "--grid", 3), "16 x --grid 3"),
         (("--batch-size", 9), "larger than the 8 images"),
         (("--accumulate", 3), "not divisible"),
-        (("--sides", 80, 48), "the smaller one comes first"),
+        (("--sides", 80, 48), "the smaller one first"),
         (("--weights", "nowhere.pt"), r"nowhere\.pt: no such checkpoint"),
         (("--device", "cuda"), "no GPU"),
         (("--data", "nowhere"), "nowhere: no such directory"),
@@ -141,7 +141,9 @@ def test_checkpoints_of_other_classes_or_backbones(data_root, tmp_path):
     path = tmp_path / "model.pt"
     cam = ["--data", data_root, "--split", "train", "--checkpoint", path, "--out", tmp_path / "cam"]
     checkpoint.save_model(path, Classifier("resnet18", 2), ["disc", "bar"])
-    with pytest.raises(InputError, match=r"model\.pt: trained on other classes \(2"):
+    with pytest.raises(
+        InputError, match=r"model\.pt: made for other classes \(2, the data set has 3\)"
+    ):
         run_stage(make_cam.main, *cam, *CPU)
     path.write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match=r"model\.pt: truncated or not a checkpoint"):
@@ -153,47 +155,47 @@ def test_checkpoints_of_other_classes_or_backbones(data_root, tmp_path):
         classify(data_root, "--weights", path)
 
 
-def affinity(root: Path, *more: object) -> None:
-    run_stage(train_affinity.main, "--data", root, "--split", "train", "--cams",
-              root.parent / "cams", "--out", root.parent / "out", "--jobs", 1, "--radius", 5,
-              *SMALL, *more)  # fmt: skip
+def label(root: Path, *more: object) -> None:
+    run_stage(make_affinity_labels.main, "--data", root, "--split", "train", "--scores",
+              root.parent / "cams", "--out", root.parent / "labels", "--device", "cpu",
+              "--jobs", 1, *more)  # fmt: skip
 
 
-def test_cams_missing_or_made_for_something_else(data_root):
+def test_scores_missing_or_made_for_something_else(data_root):
     with pytest.raises(InputError, match=r"cams/run\.json: no such file"):
-        affinity(data_root)
+        label(data_root)
     cams = data_root.parent / "cams"
     write_cams(data_root, cams)
-    (cams / "train5.npz").rename(cams / "train9.npz")
-    with pytest.raises(InputError, match=r"train5\.npz: no CAM for this id"):
-        affinity(data_root)
-    (cams / "train9.npz").rename(cams / "train5.npz")
+    made = json.loads((cams / "run.json").read_text())
     wider = np.zeros((48, 80, 3), np.uint8)
     Image.fromarray(wider).save(data_root / "JPEGImages/train5.jpg")
     with pytest.raises(InputError, match=r"train5\.npz: made from an image of 64x48, it is 80x48"):
-        affinity(data_root, "--overwrite")
-    record = {"stage": "make_cam", "finished": False}
-    (cams / "run.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match="has not finished"):
-        affinity(data_root, "--overwrite")
-    with pytest.raises(InputError, match="made by train_affinity, not by make_cam"):
-        run_stage(evaluate.main, "--data", data_root, "--cams", data_root.parent / "out", *CPU)
+        label(data_root)
+    (cams / "train5.npz").unlink()
+    with pytest.raises(InputError, match="changed since its run finished"):
+        label(data_root, "--overwrite")
+    made["digest"] = record.digest(cams, "scores")
+    (cams / "run.json").write_text(json.dumps(made))
+    with pytest.raises(InputError, match=r"train5\.npz: no scores for this id"):
+        label(data_root, "--overwrite")
+    (cams / "run.json").write_text(json.dumps(made | {"finished": False}))
+    with pytest.raises(InputError, match="cams: not finished; start make_cam again"):
+        label(data_root, "--overwrite")
+    labels = data_root.parent / "labels"
+    with pytest.raises(InputError, match=r"labels: holds labels \(made by make_affinity_labels\)"):
+        run_stage(evaluate.main, "--data", data_root, "--scores", labels, "--device", "cpu")
+
+
+def test_confident_means_more_than_background(data_root):
+    with pytest.raises(InputError, match=r"--foreground-threshold 0\.1 is under"):
+        label(data_root, "--foreground-threshold", 0.1, "--background-threshold", 0.4)
 
 
 def test_crop_without_pairs(data_root):
-    write_cams(data_root, data_root.parent / "cams")
     with pytest.raises(InputError, match="holds no pair within --radius 10"):
-        affinity(data_root, "--radius", 10)
-
-
-def test_pseudo_labels_want_their_boundaries(data_root):
-    write_cams(data_root, data_root.parent / "cams")
-    base = ["--data", data_root, "--split", "train", "--cams", data_root.parent / "cams",
-            "--out", data_root.parent / "pseudo", *CPU]  # fmt: skip
-    with pytest.raises(InputError, match="--affinity"):
-        run_stage(make_pseudo_labels.main, *base)
-    run_stage(make_pseudo_labels.main, *base, "--no-random-walk", "--no-crf")
-    assert len(list((data_root.parent / "pseudo").glob("*.png"))) == 8
+        run_stage(train_affinity.main, "--data", data_root, "--split", "train", "--labels",
+                  data_root / "SegmentationClass", "--out", data_root.parent / "out",
+                  "--radius", 10, *SMALL)  # fmt: skip
 
 
 def segment(root: Path, *more: object) -> None:
@@ -219,7 +221,8 @@ def test_label_maps_that_do_not_fit(data_root, label, message):
 def test_evaluation_without_ground_truth(tmp_path):
     root = write_data_root(tmp_path / "data", masks=False)
     with pytest.raises(InputError, match="no ground truth for split 'train'"):
-        run_stage(evaluate.main, "--data", root, "--labels", root / "SegmentationClass", *CPU)
+        run_stage(evaluate.main, "--data", root, "--labels", root / "SegmentationClass",
+                  "--device", "cpu")  # fmt: skip
 
 
 def test_the_process_says_one_line_and_fails(data_root, tmp_path):

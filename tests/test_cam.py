@@ -72,8 +72,8 @@ def test_file_round_trip(tmp_path):
     [
         ({"classes": np.array([1, 9])}, "other classes"),
         ({"classes": np.array([0, 1])}, "other classes"),
-        ({"size": (8, 14)}, "not a CAM file"),
-        ({"cam": np.full((2, 3, 4), np.nan)}, "not a CAM file"),
+        ({"size": (8, 14)}, "not a score file"),
+        ({"cam": np.full((2, 3, 4), np.nan)}, "not a score file"),
         ({"size": (10, 14)}, "image of 14x10"),
     ],
 )
@@ -85,7 +85,7 @@ def test_file_refused(tmp_path, changes, message):
 
 def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "a.npz"
-    with pytest.raises(InputError, match="no CAM for this id"):
+    with pytest.raises(InputError, match="no scores for this id"):
         Scores.load(path, 3)
     cam_file().save(path)
     whole = path.read_bytes()

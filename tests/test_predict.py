@@ -1,4 +1,4 @@
-"""tools/predict.py: the same masks as evaluate.py, pictures of any size, every refusal."""
+"""predict.py: splits and pictures give the same masks, pictures of any size, every refusal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import evaluate
+import predict
+from core.data import images
 from core.errors import InputError
+from core.method import segmentation
 from core.method.networks import Classifier, DeepLabV3Plus
 from core.run import checkpoint
-from tools import predict
 
 CLASSES = ["disc", "square", "bar"]
-COMMON = ["--device", "cpu", "--amp", "off", "--scales", "1.0"]
+COMMON = ["--device", "cpu", "--amp", "off", "--scales", "1.0", "--jobs", "1", "--workers", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -36,61 +37,58 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def run(out: Path, model: Path, *arguments: object) -> None:
     rest = ["--checkpoint", model, "--out", out, *COMMON]
-    predict.main([str(a) for a in (*arguments, *rest)])
+    predict.main([str(a) for a in (*rest, *arguments)])
 
 
 @pytest.mark.parametrize("crf", [[], ["--no-crf"]])
-def test_masks_are_those_of_evaluate(data_root, models, tmp_path, crf):
-    kept, out = tmp_path / "kept", tmp_path / "out"
-    arguments = ["--data", data_root, "--checkpoint", models["segmentation"], "--split", "val"]
-    arguments += ["--save-predictions", kept, "--batch-images", 1, "--jobs", 1, "--workers", 0]
-    evaluate.main([str(a) for a in [*arguments, *COMMON, *crf]])
+def test_pictures_and_a_split_give_the_same_masks(data_root, models, tmp_path, crf):
+    split, out = tmp_path / "split", tmp_path / "out"
+    run(split, models["segmentation"], "--data", data_root, "--split", "val", *crf)
     pictures = sorted((data_root / "JPEGImages").glob("val*.jpg"))
     run(out, models["segmentation"], *pictures, *crf)
     for picture in pictures:
         name = f"{picture.stem}.png"
-        assert (out / "masks" / name).read_bytes() == (kept / name).read_bytes()
+        assert (out / name).read_bytes() == (split / name).read_bytes()
         assert (out / "overlays" / f"{picture.stem}.jpg").exists()
-    assert (out / "legend.png").exists()
+    assert (out / "overlays/legend.png").exists() and not (split / "overlays").exists()
 
 
 def test_cams_and_masks_of_a_classifier(data_root, models, tmp_path):
     out = tmp_path / "out"
     picture = data_root / "JPEGImages" / "val0.jpg"
-    arguments = [picture, "--cam", "--class-threshold", 0, "--no-crf"]
-    run(out, models["classifier"], *arguments)
-    assert {p.name for p in (out / "cams").iterdir()} == {f"val0_{c}.jpg" for c in CLASSES}
-    mask = np.array(Image.open(out / "masks" / "val0.png"))
+    run(out, models["classifier"], picture, "--class-threshold", 0, "--no-crf")
+    assert {p.name for p in (out / "heat_maps").iterdir()} == {f"val0_{c}.jpg" for c in CLASSES}
+    mask = np.array(Image.open(out / "val0.png"))
     assert mask.shape == (48, 64) and mask.max() <= 3
-    run(out, models["classifier"], *arguments[:2], "--class-threshold", 1, "--overwrite")
-    assert len(list((out / "cams").iterdir())) == 1  # the likeliest; the others are gone
+    run(out, models["classifier"], picture, "--class-threshold", 1, "--overwrite")
+    assert len(list((out / "heat_maps").iterdir())) == 1  # the likeliest; the others are gone
 
 
 def test_a_band_at_a_time_is_the_whole_interpolation():
     maps = torch.rand(5, 37, 23, generator=torch.Generator().manual_seed(0))
     for size in ((150, 91), (37, 23), (300, 23), (20, 11)):
         whole = F.interpolate(maps[None], size, mode="bilinear")[0]
-        label = predict.argmax_at_size(maps, size)
+        label = segmentation.argmax_at_size(maps, size)
         top = whole.topk(2, 0).values
         clear = (top[0] - top[1] > 1e-5).numpy()
         assert label.shape == size and clear.mean() > 0.99
         assert (label == whole.argmax(0).numpy())[clear].all()
 
 
-def test_large_pictures_are_computed_small_and_returned_large(models, tmp_path):
-    seen = []
-
-    class Network(torch.nn.Module):
-        def forward(self, images):
-            seen.append(tuple(images.shape[2:]))
-            return torch.stack([images.mean(1), -images.mean(1)], 1)
-
+def test_large_pictures_are_computed_small_and_returned_large(data_root, models, tmp_path):
+    """What the network sees is bounded; a picture that is no larger is not touched."""
     image = np.zeros((300, 400, 3), np.uint8)
-    image[:, 200:] = 255
-    how = predict.Options(torch.device("cpu"), (1.0,), max_side=40, crf=False)
-    label = predict.segment(Network(), image, how)
-    assert seen == [(30, 40)] and label.shape == (300, 400)
-    assert (label[:, :190] == 1).all() and (label[:, 210:] == 0).all()
+    assert images.fit(image, 40).shape == (30, 40, 3) and images.fit(image, 400) is image
+    Image.fromarray(image).save(tmp_path / "large.png")
+    seen = []
+    forward = DeepLabV3Plus.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            DeepLabV3Plus, "forward", lambda s, x: seen.append(x.shape[2:]) or forward(s, x)
+        )
+        run(tmp_path / "out", models["segmentation"], tmp_path / "large.png", "--max-side", 40)
+    assert [tuple(size) for size in seen] == [(30, 40)]
+    assert Image.open(tmp_path / "out/large.png").size == (400, 300)
 
 
 def test_bad_pictures_are_named_and_the_others_go_on(data_root, models, tmp_path, capsys):
@@ -104,12 +102,12 @@ def test_bad_pictures_are_named_and_the_others_go_on(data_root, models, tmp_path
     with pytest.raises(InputError, match="1 of 3 pictures"):
         run(out, *arguments)
     assert "val1.jpg: not a readable" in capsys.readouterr().err
-    assert len(list((out / "masks").iterdir())) == 2
+    assert len(list(out.glob("*.png"))) == 2
     Image.new("RGB", (30, 20)).save(folder / "val1.jpg")
     with pytest.raises(InputError, match="pictures"):  # other pictures than those it began with
         run(out, *arguments)
     run(out, *arguments, "--stale", "redo")
-    assert len(list((out / "masks").iterdir())) == 3
+    assert len(list(out.glob("*.png"))) == 3
     run(out, *arguments)
     assert "nothing to do" in capsys.readouterr().out
 
@@ -123,10 +121,14 @@ def test_refusals(data_root, models, tmp_path):
         run(out, models["segmentation"], picture, tmp_path / "other")
     with pytest.raises(InputError, match="no such file or folder"):
         run(out, models["segmentation"], tmp_path / "nowhere.jpg")
-    with pytest.raises(InputError, match="holds a Classifier"):
-        run(out, models["classifier"], picture)
-    with pytest.raises(InputError, match="--scales"):
-        common = ["--checkpoint", str(models["segmentation"]), "--out", str(out)]
-        predict.main([str(picture), *common, "--scales", "0"])
+    with pytest.raises(InputError, match="either pictures and folders, or --data"):
+        run(out, models["segmentation"], picture, "--data", data_root)
+    with pytest.raises(InputError, match="either pictures and folders, or --data"):
+        run(out, models["segmentation"])
+    with pytest.raises(SystemExit):
+        run(out, models["segmentation"], picture, "--scales", "0")
+    (data_root / "classes.txt").write_text("disc\nbar\nsquare\n")
+    with pytest.raises(InputError, match="number 2 was 'square', in the data set it is 'bar'"):
+        run(out, models["segmentation"], "--data", data_root)
     assert not out.exists()
     run(out, models["segmentation"], picture, picture.parent / "val0.jpg", "--no-crf")  # once

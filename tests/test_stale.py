@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from faults.stages import (
-    STAGES,
-)
+from conftest import run_stage
+from faults.stages import STAGES
 
+import evaluate
 from core.data.images import read_label, write_label
 from core.data.scores import Scores
 from core.errors import InputError
-from core.run import checkpoint
+from core.run import checkpoint, record
 
 
 def without_last_line(path: Path) -> None:
@@ -48,16 +48,20 @@ STALE = [
     ("cam", ["--scales", 1], None, r"scales \[0.5, 1.0, 1.5, 2.0\] -> \[1.0\]"),
     ("cam", LISTS.format("train"), without_last_line, r"\(data \w+ -> \w+\)"),
     ("cam", MODEL.format("classification"), with_other_weight, r"checkpoint \w+ -> \w+"),
+    ("affinity_labels", ["--background-threshold", 0.2], None, r"background_threshold 0.1 -> 0.2"),
+    ("affinity_labels", "cam/train3.npz", with_other_maps, r"scores \w+ -> \w+"),
     ("affinity", ["--radius", 4], None, r"radius 5 -> 4"),
-    ("affinity", "cam/train3.npz", with_other_maps, r"cams \w+ -> \w+"),
+    ("affinity", "affinity_labels/train3.png", with_other_pixel, r"labels \w+ -> \w+"),
+    ("rw", ["--beta", 4], None, r"beta 10.0 -> 4.0"),
+    ("rw", "cam/train3.npz", with_other_maps, r"scores \w+ -> \w+"),
+    ("rw", MODEL.format("affinity"), with_other_weight, r"checkpoint \w+ -> \w+"),
     ("pseudo", ["--threshold", 0.4], None, r"threshold 0.35 -> 0.4"),
-    ("pseudo", "cam/train3.npz", with_other_maps, r"cams \w+ -> \w+"),
-    ("pseudo", MODEL.format("affinity"), with_other_weight, r"affinity \w+ -> \w+"),
+    ("pseudo", "rw/train3.npz", with_other_maps, r"scores \w+ -> \w+"),
     ("segmentation", ["--crop", 48], None, r"crop 64 -> 48"),
     ("segmentation", "pseudo/train3.png", with_other_pixel, r"labels \w+ -> \w+"),
-    ("evaluate", ["--no-crf"], None, r"crf True -> False"),
-    ("evaluate", LISTS.format("val"), without_last_line, r"\(data \w+ -> \w+\)"),
-    ("evaluate", MODEL.format("segmentation"), with_other_weight, r"checkpoint \w+ -> \w+"),
+    ("predictions", ["--no-crf"], None, r"crf True -> False"),
+    ("predictions", LISTS.format("val"), without_last_line, r"\(data \w+ -> \w+\)"),
+    ("predictions", MODEL.format("segmentation"), with_other_weight, r"checkpoint \w+ -> \w+"),
 ]
 
 
@@ -72,15 +76,29 @@ def changed(path: Path, change: Callable[[Path], None]) -> Iterator[None]:
         path.write_bytes(before)
 
 
-@pytest.fixture
-def forgetful(inputs) -> Iterator[None]:
-    """Without what the stages recorded of their own outputs: only the stage after can notice."""
-    with ExitStack() as stack:
-        for path in inputs.glob("*/run.json"):
-            record = json.loads(path.read_text())
-            record["results"] = {}
-            stack.enter_context(changed(path, lambda p, r=record: p.write_text(json.dumps(r))))
+def without_digest(read: Callable) -> Callable:
+    """`record.read` of a directory whose record has the digest of what is there now."""
+
+    def patched(folder: Path, holds: str, classes: list[str] | None) -> dict:
+        with monkeypatch_json(folder / "run.json", digest=record.digest(folder, holds)):
+            return read(folder, holds, classes)
+
+    return patched
+
+
+@contextmanager
+def monkeypatch_json(path: Path, **values: object) -> Iterator[None]:
+    """A JSON file with other values for a while."""
+    made = json.loads(path.read_text()) | values
+    with changed(path, lambda p: p.write_text(json.dumps(made))):
         yield
+
+
+@pytest.fixture
+def forgetful(monkeypatch) -> Iterator[None]:
+    """Inputs may change: what their stages recorded of them is not compared."""
+    monkeypatch.setattr(record, "read", without_digest(record.read))
+    yield
 
 
 @pytest.mark.parametrize(("name", "what", "change", "message"), STALE)
@@ -98,10 +116,14 @@ def test_stale_results_are_noticed(inputs, forgetful, name, what, change, messag
 
 EDITED = [
     ("cam", MODEL.format("classification"), with_other_weight),
-    ("affinity", "cam/train3.npz", with_other_maps),
-    ("affinity", "cam/train3.npz", Path.unlink),
-    ("pseudo", MODEL.format("affinity"), with_other_weight),
-    ("evaluate", MODEL.format("segmentation"), with_other_weight),
+    ("affinity_labels", "cam/train3.npz", with_other_maps),
+    ("affinity_labels", "cam/train3.npz", Path.unlink),
+    ("affinity", "affinity_labels/train3.png", with_other_pixel),
+    ("rw", MODEL.format("affinity"), with_other_weight),
+    ("pseudo", "rw/train3.npz", with_other_maps),
+    ("segmentation", "pseudo/train3.png", with_other_pixel),
+    ("segmentation", "pseudo/train3.png", Path.unlink),
+    ("predictions", MODEL.format("segmentation"), with_other_weight),
 ]
 
 
@@ -113,12 +135,50 @@ def test_outputs_edited_after_the_end(inputs, tmp_path, name, what, change):
         STAGES[name].run(inputs, tmp_path)
 
 
-def test_other_ground_truth_is_scored_again(inputs, capsys):
+def test_other_ground_truth_is_scored_again(inputs, tmp_path, capsys):
     """Predictions do not depend on the masks, the scores do."""
-    stage, mask = STAGES["evaluate"], inputs / "data/SegmentationClass/val0.png"
-    stage.run(inputs, inputs)
+    command = ["--data", inputs / "data", "--split", "val", "--labels", inputs / "predictions",
+               "--json", tmp_path / "val.json", "--device", "cpu", "--jobs", 1]  # fmt: skip
+    for _ in range(2):
+        run_stage(evaluate.main, *command)
     assert "scored before" in capsys.readouterr().out
-    with changed(mask, with_other_pixel):
+    with changed(inputs / "data/SegmentationClass/val0.png", with_other_pixel):
+        run_stage(evaluate.main, *command)
+    assert "scored before" not in capsys.readouterr().out
+
+
+def test_an_option_that_an_older_record_lacks_had_its_default(inputs):
+    """A new option does not make last week's training stale; another value of it does."""
+    path, stage = inputs / "classification/run.json", STAGES["classification"]
+    settings = json.loads(path.read_text())["settings"]
+    del settings["masking"]
+    with monkeypatch_json(path, settings=settings):
         stage.run(inputs, inputs)
-    printed = capsys.readouterr().out
-    assert "scored before" not in printed and "nothing to do" in printed
+        with pytest.raises(InputError, match="masking labels -> none"):
+            stage.run(inputs, inputs, "--masking", "none")
+
+
+def test_auto_is_what_it_stands_for(inputs, tmp_path):
+    """Spelt out it is the same; an unfinished run does not go on in another precision."""
+    stage, path = STAGES["classification"], inputs / "classification/run.json"
+    stage.run(inputs, inputs, "--amp", "off")  # the tests' own
+    settings = json.loads(path.read_text())["settings"] | {"amp": "auto"}
+    halfway = {"finished": False, "settings": settings, "resolved": {"amp": "bf16"}}
+    with monkeypatch_json(path, **halfway), pytest.raises(InputError, match="amp bf16 -> off"):
+        stage.run(inputs, inputs)
+    with monkeypatch_json(path, settings=settings, resolved={"amp": "off"}):
+        stage.run(inputs, inputs)
+
+
+@pytest.mark.parametrize("names", [["square", "disc", "bar"], ["disc", "square", "bar", "ring"]])
+def test_other_class_names_are_refused_by_every_stage(inputs, tmp_path, names):
+    """Reordered or extended between two stages: the first difference is named."""
+    classes = inputs / "data/classes.txt"
+    first = "number 1 was 'disc', in the data set it is 'square'"
+    message = first if len(names) == 3 else r"other classes \(3, the data set has 4\)"
+    with changed(classes, lambda p: p.write_text("\n".join(names) + "\n")):
+        for name, stage in STAGES.items():
+            if name != "classification":  # which reads nobody's results
+                with pytest.raises(InputError, match=message):
+                    stage.run(inputs, tmp_path)
+    assert not list(tmp_path.rglob("run.json"))

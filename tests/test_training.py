@@ -13,43 +13,43 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, SMALL, golden, run_stage, write_cams
+from conftest import REPO, SMALL, golden, run_stage
 
 import train_affinity
 import train_classification
 from core.errors import InputError
 from core.method import losses
 from core.method.networks import AffinityNet, Classifier
-from core.run import sampling, training
+from core.method.puzzle import merge, tile
+from core.run import optimizer, sampling, training
 
 
 def test_sgd_poly_golden():
     g = golden("sgd_poly")
     weight = torch.nn.Parameter(torch.from_numpy(g["p0"]))
-    optimizer = torch.optim.SGD(
-        [weight], lr=0.1, momentum=1e-4, nesterov=True, weight_decay=float(g["weight_decay"])
-    )
+    groups = [{"params": [weight], "weight_decay": float(g["weight_decay"])}]
+    sgd = optimizer.sgd(groups, 0.1, 1e-4, fused=False)
     for step, grad in enumerate(g["grads"]):
-        lr = training.poly_lr(step, int(g["max_step"]), float(g["base_lr"]))
+        lr = optimizer.poly_lr(step, int(g["max_step"]), float(g["base_lr"]))
         assert lr == pytest.approx(g["lr"][step], rel=1e-6)
-        optimizer.param_groups[0]["lr"] = lr
+        sgd.param_groups[0]["lr"] = lr
         weight.grad = torch.from_numpy(grad)
-        optimizer.step()
+        sgd.step()
         np.testing.assert_allclose(weight.detach(), g["params"][step], rtol=1e-5)
 
 
 def test_parameter_groups():
     network = Classifier("resnet18", 3)
-    groups = training.parameter_groups(network, 1e-4, pretrained=True)
+    groups = optimizer.parameter_groups(network, 1e-4, pretrained=True)
     scales = {g["scale"]: g for g in groups}
     assert set(scales) == {1, 2, 10}  # the classifier has no bias: no x20 group
     assert scales[10]["params"] == [network.classifier.weight]
     assert network.backbone.bn1.bias in set(scales[2]["params"])
     assert scales[2]["weight_decay"] == 0 and scales[1]["weight_decay"] == 1e-4
     assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
-    from_scratch = training.parameter_groups(network, 1e-4, pretrained=False)
+    from_scratch = optimizer.parameter_groups(network, 1e-4, pretrained=False)
     assert {g["scale"] for g in from_scratch} == {10, 20}
-    (only,) = training.one_group(AffinityNet("resnet18"), 1e-4)
+    (only,) = optimizer.one_group(AffinityNet("resnet18"), 1e-4)
     assert only["scale"] == 1 and len(only["params"]) == 5 * 3 + 2  # the backbone is frozen
 
 
@@ -144,16 +144,15 @@ def test_loss_terms_can_be_switched_off(data_root, tmp_path):
     assert losses.alpha(1, 2) == rows[0].get("alpha", 4.0)
 
 
-def test_puzzle_loss_is_the_papers(data_root):
+def test_puzzle_loss_is_the_papers():
     """The loss of a batch against its definition, written out with loops over tiles."""
     torch.manual_seed(0)
-    args = train_classification.get_args_parser().parse_args(arguments(data_root, "out"))
     network = Classifier("resnet18", 3).eval()
     images = torch.randn(2, 3, 64, 64)
     labels = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     with torch.no_grad():
-        loss, terms = train_classification.puzzle_loss(network, images, labels, 3.0, args)
         maps = network(images)
+        loss, terms = losses.puzzle(maps, merge(network(tile(images))), labels, 3.0)
         merged = torch.zeros_like(maps)
         for row in (0, 1):
             for column in (0, 1):
@@ -184,14 +183,12 @@ def test_nan_loss_stops_with_step_terms_and_checkpoint(data_root, tmp_path, monk
     assert all(v.isfinite().all() for v in state["network"].values())
 
 
-def test_accumulated_parts_make_the_same_update(data_root, tmp_path):
-    """With frozen BatchNorm and no dropout, the parts of a batch give the batch's gradients."""
-    cams = tmp_path / "cams"
-    write_cams(data_root, cams)
+def test_microbatches_make_the_same_update(data_root, tmp_path):
+    """With frozen BatchNorm and no dropout, the microbatches give the batch's gradients."""
     for parts in (1, 2):
         run_stage(
-            train_affinity.main, *arguments(data_root, tmp_path / str(parts), "--jobs", 1),
-            "--cams", cams, "--radius", 5, "--accumulate", parts,
+            train_affinity.main, *arguments(data_root, tmp_path / str(parts)),
+            "--labels", data_root / "SegmentationClass", "--radius", 5, "--accumulate", parts,
         )  # fmt: skip
     one, two = weights_of(tmp_path / "1"), weights_of(tmp_path / "2")
     for name in one:

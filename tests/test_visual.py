@@ -42,9 +42,9 @@ def test_labels_have_the_voc_colours_and_overlays_keep_the_background():
 
 
 def test_fit_only_reduces():
-    assert visual.fit(GREY, 30) is GREY
-    assert visual.fit(GREY, 15).shape == (10, 15, 3)
-    assert visual.fit(np.zeros((1, 4000, 3), np.uint8), 100).shape == (1, 100, 3)
+    assert images.fit(GREY, 30) is GREY
+    assert images.fit(GREY, 15).shape == (10, 15, 3)
+    assert images.fit(np.zeros((1, 4000, 3), np.uint8), 100).shape == (1, 100, 3)
 
 
 def test_grid_places_every_picture_and_leaves_blanks():

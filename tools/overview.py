@@ -20,14 +20,14 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
+from tools.predict import Options, segment
+
 from core import files
-from core.data import images
+from core.data import images, visual
 from core.data.datasets import DataRoot
 from core.errors import InputError, run_main
 from core.method.networks import DeepLabV3Plus
 from core.run import checkpoint, distributed, options
-from tools import visual
-from tools.predict import Options, segment
 from tools.reporting.pictures import TITLES, Cell, StageFolders, image_iou, mean_iou
 
 DEMO = {"cams": "cam", "scores": "rw", "labels": "pseudo", "predictions": "predictions"}

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -140,10 +141,6 @@ class DataRoot:
         rows = (f"{i} {labels[i]}" if labels is not None else i for i in ids)
         return files.digest_text([*self.classes, "", *rows])
 
-    def masks_digest(self, ids: Sequence[str]) -> str:
-        """A digest of the ground-truth masks of `ids`."""
-        return files.digest_files([self.mask_path(i) for i in ids])
-
 
 def read_annotation(path: Path) -> list[str]:
     """Class names of the objects in a VOC annotation, 'difficult' ones included.
@@ -160,6 +157,17 @@ def read_annotation(path: Path) -> list[str]:
         raise InputError(f"{path}: damaged XML; restore the annotation") from None
     names = [element.findtext("name", "").strip() for element in root.iter("object")]
     return [name for name in names if name]
+
+
+def class_difference(theirs: Any, ours: Sequence[str]) -> str:
+    """One line on the first class that differs from the data set's."""
+    if not isinstance(theirs, list) or len(theirs) != len(ours):
+        count = len(theirs) if isinstance(theirs, list) else "unknown"
+        return f"made for other classes ({count}, the data set has {len(ours)})"
+    number, (old, new) = next(
+        (i, pair) for i, pair in enumerate(zip(theirs, ours, strict=True), 1) if pair[0] != pair[1]
+    )
+    return f"made for other classes: number {number} was {old!r}, in the data set it is {new!r}"
 
 
 class TrainingViews(torch.utils.data.Dataset):

@@ -105,6 +105,21 @@ def as_array(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
+def fit_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(H, W) with the longer side reduced to at most `side` pixels."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def fit(picture: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
+    """A picture (H, W, 3) or (H, W) with its longer side reduced to at most `side` pixels."""
+    height, width = fit_size(picture.shape[:2], side)
+    if (height, width) == picture.shape[:2]:
+        return picture
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
+    return np.array(Image.fromarray(picture).resize((width, height), how))
+
+
 def read_label(path: Path, n_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a label map as uint8 (H, W): 0 background, 1..n_classes - 1 classes, 255 ignore.
 

@@ -24,6 +24,8 @@ def strided_size(size: Sequence[int]) -> tuple[int, int]:
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Stride-4 maps (K, h, w) -> (K, H, W): four times bilinear, then cut to the image."""
+    if not len(maps):
+        return maps.new_zeros(0, *size)
     maps = F.interpolate(maps[None].float(), scale_factor=STRIDE, mode="bilinear")[0]
     return maps[:, : size[0], : size[1]]
 
@@ -41,6 +43,10 @@ class Scores:
     cam: np.ndarray
     size: tuple[int, int]
 
+    def class_table(self) -> np.ndarray:
+        """uint8 (K + 1,): the class of each place in [background, *maps]."""
+        return np.array([0, *self.classes], np.uint8)
+
     def save(self, path: Path) -> None:
         """Write `path` (.npz, no pickle, uncompressed: float16 noise does not compress)."""
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
@@ -53,7 +59,7 @@ class Scores:
 
     @staticmethod
     def load(path: Path, n_classes: int, size: Sequence[int] | None = None) -> Scores:
-        """Read and check a CAM file.
+        """Read and check a score file.
 
         Args:
             n_classes: C. size: the (H, W) of the image, checked when given.
@@ -61,7 +67,7 @@ class Scores:
         Raises:
             InputError: missing, damaged, of other classes or made from another image size.
         """
-        remedy = "make the CAMs anew"
+        remedy = "make the scores again"
         try:
             with zipfile.ZipFile(path) as archive:  # the header tells a decompression bomb
                 if sum(entry.file_size for entry in archive.infolist()) > 1 << 30:
@@ -74,20 +80,19 @@ class Scores:
                 and len(file.size) == 2
                 and all(isinstance(side, int) and side > 0 for side in file.size)
                 and file.cam.shape == (len(file.classes), *strided_size(file.size))
-                and len(file.classes) > 0
                 and bool(np.isfinite(file.cam).all())
             )
         except FileNotFoundError:
-            raise InputError(f"{path}: no CAM for this id; {remedy}") from None
+            raise InputError(f"{path}: no scores for this id; {remedy}") from None
         except InputError:
             raise
         except Exception:  # what a damaged file raises depends on NumPy, zipfile and the tokenizer
-            raise InputError(f"{path}: damaged or not a CAM file; {remedy}") from None
+            raise InputError(f"{path}: damaged or not a score file; {remedy}") from None
         if not well_formed:
-            raise InputError(f"{path}: not a CAM file of this project; {remedy}")
-        if file.classes.min() < 1 or file.classes.max() > n_classes:
+            raise InputError(f"{path}: not a score file of this project; {remedy}")
+        if any(not 1 <= each <= n_classes for each in file.classes):
             raise InputError(
-                f"{path}: class {file.classes.max()} of {n_classes}: made with other "
+                f"{path}: class {max(file.classes)} of {n_classes}: made with other "
                 f"classes; {remedy}"
             )
         if size is not None and tuple(size) != file.size:

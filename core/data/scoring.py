@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,20 @@ from core.data.metrics import ConfusionMatrix, ThresholdSweep
 from core.data.scores import Scores, upsample
 
 
-def cams(
-    data: DataRoot, ids: list[str], folder: Path, masks: str, thresholds: list[float]
+def scores(
+    data: DataRoot, folder: Path, masks: str, thresholds: Sequence[float], ids: Sequence[str]
 ) -> ThresholdSweep:
     """One joint histogram of ground truth, best class and its score, over the given images."""
     sweep = ThresholdSweep(data.n_labels, thresholds)
     for image_id in ids:
         file = Scores.load(folder / f"{image_id}.npz", len(data.classes))
         mask = images.read_label(data.mask_path(image_id, masks), data.n_labels, file.size)
-        scores, best = upsample(torch.from_numpy(file.cam).float(), file.size).max(0)
-        sweep.update(file.classes[best.numpy()], scores.numpy(), mask)
+        best, classes = best_class(file)
+        sweep.update(classes, best, mask)
     return sweep
 
 
-def labels(data: DataRoot, ids: list[str], folder: Path, masks: str) -> ConfusionMatrix:
+def labels(data: DataRoot, folder: Path, masks: str, ids: Sequence[str]) -> ConfusionMatrix:
     """The confusion matrix of label maps `folder/<id>.png`."""
     matrix = ConfusionMatrix(data.n_labels)
     for image_id in ids:
@@ -35,6 +36,14 @@ def labels(data: DataRoot, ids: list[str], folder: Path, masks: str) -> Confusio
         label = images.read_label(folder / f"{image_id}.png", data.n_labels, mask.shape)
         matrix.update(label, mask)
     return matrix
+
+
+def best_class(file: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """The best score of every pixel, float32 (H, W), and its class, uint8 (H, W)."""
+    if not len(file.classes):
+        return np.full(file.size, -np.inf, np.float32), np.zeros(file.size, np.uint8)
+    best, place = upsample(torch.from_numpy(file.cam).float(), file.size).max(0)
+    return best.numpy(), file.classes[place.numpy()]
 
 
 def figures(matrix: ConfusionMatrix, classes: list[str]) -> dict[str, Any]:

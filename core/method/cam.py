@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from core.data.scores import strided_size
+from core.data.scores import strided_size, upsample
 from core.data.transforms import SCALES, pyramid
 from core.data.transforms import normalize as normalize_images
 
@@ -22,7 +22,10 @@ def normalize(maps: Tensor) -> Tensor:
 
 
 def sum_scales(
-    network: Callable[[Tensor], Tensor], copies: Sequence[Tensor], size: tuple[int, int]
+    network: Callable[[Tensor], Tensor],
+    copies: Sequence[Tensor],
+    size: tuple[int, int],
+    high_res=False,
 ) -> Tensor:
     """Sum of the stride-4 CAMs over scales and flips (SPEC section 3, "CAM inference").
 
@@ -71,6 +74,30 @@ def of_classes(sums: Tensor, classes: Sequence[int]) -> Tensor:
     return maps / (maps.amax((-2, -1), keepdim=True) + 1e-5)
 
 
+def seen(
+    network: Callable[[Tensor], Tensor],
+    image: np.ndarray,
+    scales: Sequence[float],
+    threshold: float,
+    device: torch.device | str = "cpu",
+) -> tuple[list[int], Tensor]:
+    """The classes that a classifier sees in an image without labels, and their CAMs.
+
+    Args:
+        image: uint8 (H, W, 3). threshold: probability of a class that is seen; where none reaches
+            it, the likeliest one is.
+
+    Returns:
+        Class indices 1..C, ascending; float32 (K, H, W) in 0..1.
+    """
+    views = normalize_images(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))
+    logits = network(torch.cat([views, views.flip(-1)])).float().mean((0, 2, 3))
+    classes = (torch.nonzero(logits.sigmoid() >= threshold).flatten() + 1).tolist()
+    classes = classes or [int(logits.argmax()) + 1]
+    sums = multi_scale(network, image, scales, device)
+    return classes, upsample(of_classes(sums, classes), image.shape[:2])
+
+
 def otsu(scores: np.ndarray, bins: int = 256) -> float:
     """The threshold in [0, 1] that parts scores into two groups of least spread (Otsu, 1979).
 
@@ -87,3 +114,8 @@ def otsu(scores: np.ndarray, bins: int = 256) -> float:
     between = np.nan_to_num(between[:-1])
     best = np.flatnonzero(between >= between.max() * (1 - 1e-9))
     return float(edges[1:-1][best].mean())
+
+
+def label_map(maps: Tensor, threshold: float, classes: Sequence[int]) -> Tensor:
+    table = torch.tensor([0, *classes], dtype=torch.uint8)
+    return table[torch.cat([maps.new_full((1, *maps.shape[1:]), threshold), maps]).argmax(0).cpu()]

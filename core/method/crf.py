@@ -61,6 +61,11 @@ def resolve_backend(name: str = "auto", device: Device = None) -> str:
     return "torch"
 
 
+def device_of(backend: str, device: torch.device) -> torch.device:
+    """Where a resolved backend computes, given the device of the networks."""
+    return device if backend == "torch" else torch.device("cpu")
+
+
 def refine_labels(
     image: Any,
     labels: Any,

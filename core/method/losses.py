@@ -46,6 +46,38 @@ def reconstruction(
     return distance.mean()
 
 
+def puzzle(
+    a: Tensor,
+    a_re: Tensor | None,
+    labels: Tensor,
+    alpha: float,
+    p_cls: bool = True,
+    re: bool = True,
+    masked: bool = True,
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """L = L_cls + L_p-cls + alpha * L_re (Puzzle-CAM, "Loss design").
+
+    A, the class maps of the images, and A_re, those of their tiles put together: (N, C, h, w), raw;
+    A_re may be None where neither L_p-cls nor L_re is asked for. Labels (N, C) in {0, 1}.
+
+    Returns the loss and its terms. `peak` is the mean height of the present classes' maps over
+    their own average, which goes to 0 when the maps collapse into flat ones.
+    """
+    a = _wide(a)  # a mean of bf16 maps would be rounded to bf16
+    terms: dict[str, Tensor | float] = {"cls": classification(a.mean((2, 3)), labels)}
+    loss = terms["cls"]
+    if p_cls:
+        terms["p_cls"] = classification(_wide(a_re).mean((2, 3)), labels)
+        loss = loss + terms["p_cls"]
+    if re:
+        terms["re"], terms["alpha"] = reconstruction(a, a_re, labels, masked), alpha
+        loss = loss + alpha * terms["re"]
+    flat = a.detach().flatten(2)
+    height = (flat.amax(2) - flat.mean(2)) * labels
+    terms["peak"] = height.sum() / labels.sum().clamp(min=1)
+    return loss, terms
+
+
 def alpha(step: int, max_step: int, peak: float = 4.0, ramp: float = 0.5) -> float:
     """Weight of L_re at a global step: 0 -> peak, linear over the first `ramp` of training."""
     if max_step < 1 or ramp < 0:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from core.data.scores import upsample
 from core.method.affinity import affinity, paths
 
 
@@ -82,3 +83,9 @@ def transition(edge: Tensor, radius: int, beta: float) -> Tensor:
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         shape = (edge.numel(), edge.numel())
         return torch.sparse_csr_tensor(entries, columns, values, shape, check_invariants=False)
+
+
+def rescale(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    if not len(scores):
+        return scores
+    return scores / upsample(scores, size).max().clamp(min=1e-20)

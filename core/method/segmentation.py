@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from core.data.transforms import normalize
+
+BAND = 64  # rows upsampled at a time: 4000 pixels wide and 21 classes make 21 MB
 
 
 def probabilities(
@@ -30,3 +33,25 @@ def probabilities(
         for each in (straight, mirrored.flip(-1)):
             total = total + F.interpolate(each, size, mode="bilinear")
     return total.softmax(1)
+
+
+def argmax_at_size(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """The index of the largest of (L, h, w) maps, bilinearly resized to (H, W): uint8 (H, W).
+
+    Worked in bands of rows: all maps at full size would take L x H x W floats.
+    """
+    if maps.shape[1:] == size:
+        return maps.argmax(0).to(torch.uint8).cpu().numpy()  # one byte a pixel leaves the GPU
+    height, width = size
+    # The source rows of align_corners=False, which F.interpolate offers for whole maps only.
+    rows = (torch.arange(height, device=maps.device) + 0.5) * maps.shape[1] / height - 0.5
+    rows = rows.clamp(0, maps.shape[1] - 1)
+    label = np.empty(size, np.uint8)
+    for start in range(0, height, BAND):
+        band = rows[start : start + BAND]
+        low = band.floor().long()
+        high = (low + 1).clamp(max=maps.shape[1] - 1)
+        between = torch.lerp(maps[:, low], maps[:, high], (band - low)[None, :, None])
+        wide = F.interpolate(between[None], (len(band), width), mode="bilinear")[0]
+        label[start : start + BAND] = wide.argmax(0).to(torch.uint8).cpu().numpy()
+    return label

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from core.data.datasets import class_difference
 from core.errors import InputError
 from core.files import atomic_path
 
@@ -114,10 +116,13 @@ def save_model(path: Path, network: nn.Module, classes: list[str]) -> None:
     )
 
 
-def load_model(path: Path, network_class: type[nn.Module], classes: list[str] | None) -> nn.Module:
+def load_model(
+    path: Path, kinds: Sequence[type[nn.Module]], classes: list[str] | None
+) -> nn.Module:
     """Rebuild the network of a `model.pt` in eval mode.
 
     Args:
+        kinds: the networks that will do.
         classes: the class names of the data set; None takes the checkpoint's as they are.
 
     Raises:
@@ -125,15 +130,12 @@ def load_model(path: Path, network_class: type[nn.Module], classes: list[str] | 
     """
     state = load(path)
     check_form(state, str(path))
-    wanted = network_class.__name__
-    if state["network"] != wanted:
+    network_class = next((kind for kind in kinds if kind.__name__ == state["network"]), None)
+    if network_class is None:
+        wanted = " or a ".join(kind.__name__ for kind in kinds)
         raise InputError(f"{path}: holds a {state['network']}, this needs a {wanted}")
     if classes is not None and list(state["classes"]) != list(classes):
-        theirs, ours = len(state["classes"]), len(classes)
-        raise InputError(
-            f"{path}: trained on other classes ({theirs}, the data set has {ours}); use the "
-            "data root it was trained on"
-        )
+        raise InputError(f"{path}: {class_difference(state['classes'], classes)}")
     try:
         with torch.device("meta"):  # shapes alone: nothing says how much memory it would take
             skeleton = network_class(**state["arguments"])

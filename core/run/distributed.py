@@ -1,15 +1,20 @@
 """One process or many: rank, device, the few collectives the stages need, the progress bar.
 
-`torchrun --nproc-per-node N script.py ...` sets the environment this reads; without it every
+`python -m core.run.launch` or torchrun sets the environment that this reads; without it every
 function is that of a single process.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import secrets
+import socket
+import time
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,35 +24,76 @@ from tqdm import tqdm
 from core.errors import InputError
 
 T = TypeVar("T")
+JOINING = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # the environment of one of many
+SHARED = "--out must be one folder that all machines share"
 
 
 def start(device: str) -> torch.device:
-    """Join the process group torchrun announces, if any, and return this process's device.
+    """Choose this process's device and join the process group, if there are several processes.
+
+    The one place where a device gets its index: of several processes each takes the GPU of its
+    number on its machine. `run_main` leaves the group again.
 
     Args:
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
 
     Raises:
-        InputError: CUDA asked for and not there.
+        InputError: no such device, or fewer GPUs than processes on this machine.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch sees no GPU; try --device cpu or tools/doctor.py")
-    chosen = torch.device(device)
-    if world_size() > 1:
-        if chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        # An hour: rank 0 may score or refine alone while the others wait.
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(hours=1))
+    several = world_size() > 1
+    missing = [name for name in JOINING if name not in os.environ]
+    if several and missing:
+        raise InputError(
+            f"WORLD_SIZE says {world_size()} processes, but {missing[0]} is not set; start with "
+            "core/run/launch.py or torchrun, or unset WORLD_SIZE"
+        )
+    chosen = _choose(device, several)
     if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+        try:
+            torch.cuda.set_device(chosen)
+        except RuntimeError as error:  # a driver too old, a GPU in another's exclusive use
+            reason = str(error).splitlines()[0]
+            raise InputError(f"--device {chosen}: {reason}; look at nvidia-smi") from None
+    if several:
+        # An hour: rank 0 may score or refine alone while the others wait.
+        hour = timedelta(hours=1)
+        if chosen.type == "cuda":
+            dist.init_process_group("nccl", timeout=hour, device_id=chosen)
+        else:
+            dist.init_process_group("gloo", timeout=hour)
     return chosen
 
 
+def _choose(device: str, several: bool) -> torch.device:
+    form = re.fullmatch(r"auto|cpu|cuda(?::([0-9]+))?", device)
+    if form is None:
+        raise InputError(f"--device {device!r}: give auto, cpu, cuda or cuda:N")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if gpus == 0:
+        raise InputError(
+            f"--device {device}: PyTorch sees no GPU; try --device cpu or tools/doctor.py"
+        )
+    here, has = local_world_size(), f"{gpus} GPU{'s' * (gpus > 1)}"
+    if several and form[1]:
+        raise InputError(
+            f"--device {device}: one GPU for {here} processes; give --device cuda, and choose the "
+            "GPUs with CUDA_VISIBLE_DEVICES"
+        )
+    if several and here > gpus:
+        raise InputError(
+            f"--device {device}: {here} processes on this machine, which has {has}; start {gpus} "
+            f"(GPUS={gpus}), or give --device cpu"
+        )
+    index = int(os.environ["LOCAL_RANK"]) if several else int(form[1] or 0)
+    if index >= gpus:
+        raise InputError(f"--device {device}: this machine has {has}; the last is cuda:{gpus - 1}")
+    return torch.device("cuda", index)
+
+
 def finish() -> None:
-    """Leave the process group."""
+    """Leave the process group, if there is one. `run_main` calls it: no stage has to."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -60,6 +106,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes, 1 when alone."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine, 1 when alone."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def is_main() -> bool:
@@ -92,6 +143,59 @@ def agree(value: int, device: torch.device) -> int:
     box = torch.tensor([value], device=device)
     dist.broadcast(box, 0)
     return int(box.item())
+
+
+def check_same(value: Any, what: str) -> None:
+    """Make sure that `value`, a plain one, is the same on every process before work starts.
+
+    Args:
+        what: its name in the message ("the step to go on from").
+
+    Raises:
+        InputError: on every process: it differs, as where machines do not share `--out`.
+    """
+    values = _gather((socket.gethostname(), value))
+    for number, (host, other) in enumerate(values):
+        if other != values[0][1]:
+            raise InputError(
+                f"{what}: {values[0][1]} on rank 0 ({values[0][0]}), {other} on rank {number} "
+                f"({host}); {SHARED}"
+            )
+
+
+def check_shared(folder: Path, seconds: float = 40.0) -> None:
+    """Make sure that every process sees rank 0's `folder`, which exists there.
+
+    Rank 0 makes a file of a name nobody has asked for before, so no file system has cached that it
+    is not there; the folder itself may be in an NFS cache as missing, for 30 seconds usually.
+
+    Raises:
+        InputError: on every process: some see another folder, or none, after `seconds`.
+    """
+    if not dist.is_initialized():
+        return
+    name = _gather(f".{secrets.token_hex(8)}.tmp")[0]
+    path, until = folder / name, time.monotonic() + seconds
+    try:
+        if is_main():
+            path.touch()
+        barrier()
+        while not (seen := path.exists()) and time.monotonic() < until:
+            time.sleep(min(1.0, seconds / 10))
+        blind = [host for host, sees in _gather((socket.gethostname(), seen)) if not sees]
+    finally:
+        if is_main():
+            path.unlink(missing_ok=True)
+    if blind:
+        raise InputError(f"{folder}: another folder on {blind[0]} than on rank 0; {SHARED}")
+
+
+def _gather(value: T) -> list[T]:
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def progress(total: int, what: str, unit: str = "image", initial: int = 0) -> tqdm:

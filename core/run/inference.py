@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,21 +12,35 @@ from torch.utils.data import DataLoader, Dataset
 
 from core.data import images
 from core.data.datasets import DataRoot
+from core.data.scores import Scores
 from core.data.transforms import pyramid
 from core.errors import InputError
 from core.run import distributed
 from core.run.parallel import ignore_interrupts, signals_held
 
+T = TypeVar("T", str, list[str])
+Views = Iterator[tuple[list[str], list[Tensor], tuple[int, int]]]  # see `pyramids`
 
-def equal_size_batches(data: DataRoot, ids: Sequence[str], batch_images: int) -> list[list[str]]:
-    """Group ids whose images have the same size, at most `batch_images` a group.
+
+def equal_size_batches(
+    pictures: Mapping[str, Path], batch_images: int, errors: list[str] | None = None
+) -> list[list[str]]:
+    """Group names whose pictures have the same size, at most `batch_images` a group.
 
     The grouping does not depend on the number of processes nor on what is done already, so every
     way of running a stage computes each image in the same batch and gives the same bytes.
+
+    Raises:
+        InputError: a bad picture; with `errors` they are left out and noted there.
     """
     by_size: dict[tuple[int, int], list[str]] = {}
-    for image_id in ids:
-        by_size.setdefault(images.image_size(data.image_path(image_id)), []).append(image_id)
+    for name, path in pictures.items():
+        try:
+            by_size.setdefault(images.image_size(path), []).append(name)
+        except InputError as error:
+            if errors is None:
+                raise
+            errors.append(str(error))
     return [
         group[i : i + batch_images]
         for group in by_size.values()
@@ -34,17 +48,14 @@ def equal_size_batches(data: DataRoot, ids: Sequence[str], batch_images: int) ->
     ]
 
 
-def remaining(groups: Sequence[list[str]], outputs: Sequence[tuple[Path, str]]) -> list[list[str]]:
-    """This process's share of the groups, without those whose files are all there.
+def remaining(items: Sequence[T], out: Path, suffix: str) -> list[T]:
+    """This process's share of the ids, or groups of ids, that lack an `OUT/<id><suffix>`."""
 
-    Args:
-        outputs: (directory, suffix) of the files that each id gets.
-    """
+    def done(item: T) -> bool:
+        group = [item] if isinstance(item, str) else item
+        return all((out / f"{image_id}{suffix}").exists() for image_id in group)
 
-    def done(image_id: str) -> bool:
-        return all((folder / f"{image_id}{suffix}").exists() for folder, suffix in outputs)
-
-    todo = [group for group in groups if not all(map(done, group))]
+    todo = [item for item in items if not done(item)]
     distributed.barrier()  # everyone has looked before anyone writes
     return distributed.share(todo)
 
@@ -68,7 +79,7 @@ def read_ahead(groups: Sequence[Any], prepare: Callable[[Any], Any], workers: in
     """Yield prepare(group) in order, computed ahead by `workers` processes.
 
     Raises:
-        InputError: from `prepare`, or when a loader process was killed.
+        RuntimeError: a loader process was killed; `run_main` says what may help.
     """
     loader = DataLoader(
         _Prepared(groups, prepare),
@@ -78,39 +89,70 @@ def read_ahead(groups: Sequence[Any], prepare: Callable[[Any], Any], workers: in
         worker_init_fn=ignore_interrupts,
         prefetch_factor=4 if workers else None,
     )
-    try:
-        with signals_held():
-            batches = iter(loader)
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(
-            "a loader process was killed (out of memory or /dev/shm?); lower --workers and start "
-            "again: finished images are kept"
-        ) from None
+    with signals_held():
+        batches = iter(loader)
+    yield from batches
+
+
+def images_and_scores(
+    data: DataRoot, ids: Sequence[str], folder: Path, workers: int
+) -> Iterator[tuple[str, Tensor, Scores]]:
+    """Yield (id, uint8 image (3, H, W), its scores in `folder`), read ahead.
+
+    Raises:
+        InputError: a bad image or score file, or one made from another size of the image.
+    """
+
+    def load(image_id: str) -> tuple[str, Tensor, Scores]:
+        image = images.read_image(data.image_path(image_id))
+        path = folder / f"{image_id}.npz"
+        return image_id, image, Scores.load(path, len(data.classes), tuple(image.shape[1:]))
+
+    return read_ahead(ids, load, workers)
 
 
 def pyramids(
-    data: DataRoot,
+    pictures: Mapping[str, Path],
     groups: Sequence[list[str]],
     scales: Sequence[float],
+    max_side: int,
     workers: int,
     device: torch.device,
     what: str,
-) -> Iterator[tuple[list[str], list[Tensor], tuple[int, int]]]:
-    """Read groups of images of equal size ahead, behind a progress bar named `what`.
+    errors: list[str] | None = None,
+) -> Views:
+    """Read groups of pictures of equal size ahead, behind a progress bar named `what`.
+
+    Args:
+        max_side: larger pictures are reduced to this longer side before they are scaled.
 
     Yields:
-        A group's ids; per scale its bicubic copies, uint8 (B, 3, h, w) on the device; its (H, W).
+        A group's names; per scale its bicubic copies, uint8 (B, 3, h, w) on the device; the (H, W)
+        of the pictures.
+
+    Raises:
+        InputError: a bad picture; with `errors` they are left out and noted there.
     """
 
-    def load(group: list[str]) -> tuple[list[str], list[Tensor], tuple[int, int]]:
-        photos = [images.as_array(images.read_image(data.image_path(i))) for i in group]
-        copies = zip(*(pyramid(photo, scales) for photo in photos), strict=True)
-        return group, [torch.stack(each) for each in copies], photos[0].shape[:2]
+    def load(group: list[str]) -> tuple[list[str], list[Tensor], tuple[int, int], list[str]]:
+        names, copies, bad, size = [], [], [], (0, 0)
+        for name in group:
+            try:
+                image = images.as_array(images.read_image(pictures[name]))
+            except InputError as error:
+                bad.append(str(error))
+                continue
+            names.append(name)
+            size = image.shape[:2]
+            copies.append(pyramid(images.fit(image, max_side), scales))
+        return names, [torch.stack(each) for each in zip(*copies, strict=True)], size, bad
 
     with distributed.progress(sum(map(len, groups)), what) as bar:
-        for group, copies, size in read_ahead(groups, load, workers):
-            yield group, [each.to(device, non_blocking=True) for each in copies], size
-            bar.update(len(group))
+        for names, copies, size, bad in read_ahead(groups, load, workers):
+            if bad and errors is None:
+                raise InputError(bad[0])
+            if errors is not None:
+                errors.extend(bad)
+            if names:
+                yield names, [each.to(device, non_blocking=True) for each in copies], size
+            bar.update(len(names) + len(bad))

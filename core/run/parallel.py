@@ -11,20 +11,25 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
 import torch
 
-from core.errors import InputError
+from core.run import distributed
 
 R = TypeVar("R")
+CPU = torch.device("cpu")
 
 
 def cpu_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """This process's share of the cores that the processes of this machine may use."""
+    return max(1, len(os.sched_getaffinity(0)) // distributed.local_world_size())
+
+
+def default_workers() -> int:
+    """Loader processes unless --workers says otherwise."""
+    return min(4, cpu_count())
 
 
 def ignore_interrupts(_: int = 0) -> None:
@@ -59,6 +64,19 @@ def signals_held() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let processes that start here compute on one core, whatever library they load."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
 def _start_process() -> None:
     ignore_interrupts()
     # A killed parent takes its workers along. PR_SET_PDEATHSIG would not do: the parent in the
@@ -79,24 +97,31 @@ def _start_stream(device: torch.device) -> None:
 class Pool:
     """Workers that keep a bounded number of images in flight.
 
-    On a CPU these are processes, by default one per core; jobs 1 works in the calling process. On a
-    GPU they are threads, each with its own CUDA stream, so that small kernels overlap.
+    Where the work runs on a CPU these are processes, by default one for each core of this process's
+    share; one job works in the calling process. Where it runs on a GPU they are threads, 4 by
+    default, each with its own CUDA stream, so that small kernels overlap.
+
+    Args:
+        jobs: number of workers; 0: the default.
+        device: where the tasks compute, which need not be the stage's device: pydensecrf computes
+            on the CPU on a machine with GPUs too, and in threads would wait for one core.
     """
 
-    def __init__(self, jobs: int, device: torch.device | None = None):
+    def __init__(self, jobs: int, device: torch.device = CPU):
         self.executor: Executor | None = None
-        self.jobs = jobs or cpu_count()
-        if device is not None and device.type == "cuda":
+        if device.type == "cuda":
             self.jobs = jobs or 4
             self.executor = ThreadPoolExecutor(self.jobs, "", _start_stream, (device,))
-        elif self.jobs > 1:
+            return
+        self.jobs = jobs or cpu_count()
+        if self.jobs > 1:
             # Not fork: the parent may hold CUDA and OpenMP threads.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(
                 ["core.method.crf", "core.method.cam", "core.data.metrics"]
             )
             resource_tracker.ensure_running()
-            with signals_held():
+            with signals_held(), one_thread():
                 forkserver.ensure_running()
             self.executor = ProcessPoolExecutor(self.jobs, context, _start_process)
 
@@ -111,22 +136,16 @@ class Pool:
         """Yield function(*task) in order; tasks are drawn as places get free.
 
         Raises:
-            InputError: from a task, or when a worker process was killed.
+            BrokenProcessPool: a worker process was killed; `run_main` says what may help.
         """
         if self.executor is None:
             yield from (function(*task) for task in tasks)
             return
         waiting: deque[Future[R]] = deque()
-        try:
-            for task in tasks:
-                with signals_held():  # a process may start
-                    waiting.append(self.executor.submit(function, *task))
-                if len(waiting) > 4 * self.jobs:
-                    yield waiting.popleft().result()
-            while waiting:
+        for task in tasks:
+            with signals_held():  # a process may start
+                waiting.append(self.executor.submit(function, *task))
+            if len(waiting) > 4 * self.jobs:
                 yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise InputError(
-                "a worker process was killed (out of memory?); lower --jobs and start again: "
-                "finished images are kept"
-            ) from None
+        while waiting:
+            yield waiting.popleft().result()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -21,46 +20,19 @@ from typing import IO, Any
 import torch
 
 from core import files
+from core.data.datasets import class_difference
 from core.errors import InputError
-from core.run import distributed
+from core.run import distributed, lock, options
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pydensecrf2")
-# Options that change where and how fast a run goes, not what it computes. Paths of inputs are
-# compared by what they hold (the digests), not by name.
-EXECUTION = {
-    "data",
-    "out",
-    "device",
-    "workers",
-    "jobs",
-    "overwrite",
-    "stale",
-    "save_every",
-    "log_every",
-    "json",
-    "labels",
-    "cams",
-    "affinity",
-    "checkpoint",
-    "weights",
-    "save_scores",
-    "compile",
-    "save_predictions",
-    "batch_images",
-}
-# What the stages leave in their directories; `--overwrite` removes these and nothing else.
-RESULTS = (
-    "*.npz", "*.png", "*.pt", "labels/*.png", "masks/*.png", "overlays/*.jpg", "cams/*.jpg",
+# What a directory holds, and its files.
+HOLDS = {"model": "model.pt", "scores": "*.npz", "labels": "*.png"}
+# What `--overwrite` removes, and nothing else: what stages write, and what a killed one leaves.
+TEMPORARY = (".*.tmp",)
+ARTEFACTS = (
+    *HOLDS.values(), "last.pt", "log.jsonl", "overlays/*", "heat_maps/*.jpg", "run.json", *TEMPORARY
 )  # fmt: skip
-TEMPORARY = (".*.tmp", "labels/.*.tmp")  # left by a process that was killed while it wrote
-ARTEFACTS = (*RESULTS, "log.jsonl", "run.json", *TEMPORARY)
-
-
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The resolved options that decide what a run computes, as JSON values."""
-    chosen = {k: v for k, v in vars(args).items() if k not in EXECUTION}
-    return json.loads(json.dumps(chosen, default=str))
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -105,43 +77,60 @@ def _cpu_name() -> str:
     return next((s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), "CPU")
 
 
-def outputs_digest(folder: Path, pattern: str, stage: str) -> str:
-    """Digest of a finished stage's files, for the stage after it.
+def digest(folder: Path, holds: str) -> str:
+    """Digest of the files that are what a directory holds."""
+    if holds == "model":
+        return files.digest_file(folder / HOLDS[holds])
+    return files.digest_files(folder.glob(HOLDS[holds]))
+
+
+def read(folder: Path, holds: str, classes: Sequence[str] | None) -> dict[str, Any]:
+    """The run.json of a finished directory that a stage reads, whichever stage made it.
+
+    Its `digest` is that of the files there.
+
+    Args:
+        holds: what the reader needs: "model", "scores" or "labels".
+        classes: the class names of the data set; None takes any.
 
     Raises:
-        InputError: not a directory of that stage, or one that was not finished.
+        InputError: it holds something else, is not finished, has other classes, or its files have
+            changed since.
     """
-    record = files.read_json(folder / "run.json", f"give a directory that {stage} made")
-    if record.get("stage") != stage:
-        raise InputError(f"{folder}: made by {record.get('stage')}, not by {stage}")
+    record = files.read_json(folder / "run.json", f"give a directory of {holds}")
+    if record.get("holds") != holds:
+        made = f"{record.get('holds') or 'something else'} (made by {record.get('stage')})"
+        raise InputError(f"{folder}: holds {made}; give a directory of {holds}")
     if record.get("finished") is not True:
-        raise InputError(f"{folder}: {stage} has not finished there; start it again")
-    digest = files.digest_files(folder.glob(pattern))
-    _compare_recorded(folder, record, "files", digest)
-    return digest
+        raise InputError(f"{folder}: not finished; start {record.get('stage')} again")
+    theirs = record.get("classes")
+    if classes is not None and theirs != list(classes):
+        raise InputError(f"{folder}: {class_difference(theirs, classes)}")
+    found = digest(folder, holds)
+    if record.get("digest") != found:
+        raise InputError(
+            f"{folder}: changed since its run finished ({record.get('digest')} -> {found}); "
+            f"restore it or start {record.get('stage')} again with --overwrite"
+        )
+    return record
 
 
-def model_digest(path: Path) -> str:
-    """Digest of a checkpoint, for the stage that reads it.
+def read_labels(folder: Path, ids: Sequence[str], classes: Sequence[str]) -> str:
+    """Digest of a directory of label maps: a stage's, or anyone's PNGs without a run.json.
 
     Raises:
-        InputError: missing, or not the `model.pt` that the run.json beside it tells of.
+        InputError: see `read`; or the label map of an id is missing.
     """
-    digest = files.digest_file(path)
-    record = path.with_name("run.json")
-    if path.name == "model.pt" and record.exists():
-        _compare_recorded(path, files.read_json(record, "restore it"), "model", digest)
-    return digest
+    if (folder / "run.json").exists():
+        return read(folder, "labels", classes)["digest"]
+    return files.digest_files(folder / f"{i}.png" for i in ids)
 
 
-def _compare_recorded(path: Path, record: dict[str, Any], name: str, digest: str) -> None:
-    results = record.get("results")
-    recorded = results.get(name, digest) if isinstance(results, dict) else digest
-    if recorded != digest:
-        raise InputError(
-            f"{path}: changed since its run finished ({recorded} -> {digest}); restore it or start "
-            f"{record.get('stage')} again with --overwrite"
-        )
+def read_model(path: Path, classes: Sequence[str] | None = None) -> str:
+    """Digest of a checkpoint; checked like a directory where a run.json lies beside `model.pt`."""
+    if path.name == HOLDS["model"] and path.with_name("run.json").exists():
+        return read(path.parent, "model", classes)["digest"]
+    return files.digest_file(path)
 
 
 class Run:
@@ -151,27 +140,34 @@ class Run:
     `run.json`; `finished` then says whether everything is there already. Use it with `with`.
 
     Args:
-        inputs: digest of each input (data, CAMs, checkpoint ...), compared like a setting.
-        resolved: facts worth recording that are not options (e.g. the AMP type "auto" became).
+        args: from `options.Parser`. holds: "model", "scores" or "labels".
+        classes: the class names. inputs: digest of each input, compared like a setting.
+        resolved: what options became: what "auto" stands for is compared until the run has
+            finished, everything else is on record only.
     """
 
     def __init__(
         self,
         stage: str,
-        out: Path,
         args: argparse.Namespace,
         device: torch.device,
+        holds: str,
+        classes: Sequence[str],
         inputs: dict[str, str],
         resolved: dict[str, Any] | None = None,
     ):
-        self.stage, self.out, self.device = stage, out, device
+        self.stage, self.out, self.device, self.holds = stage, args.out, device, holds
         self.began = time.monotonic()
+        self.defaults = args.defaults
+        given = {k: v for k, v in vars(args).items() if k not in ("settings", "defaults")}
         self.record: dict[str, Any] = {
             "stage": stage,
+            "holds": holds,
+            "classes": list(classes),
             "argv": sys.argv,
-            "settings": settings_of(args),
+            "settings": args.settings,
             "inputs": inputs,
-            "arguments": json.loads(json.dumps(vars(args), default=str)),
+            "arguments": options.as_json(given),
             "resolved": resolved or {},
             "seed": getattr(args, "seed", None),
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -182,15 +178,16 @@ class Run:
         self._lock: IO[str] | None = None
         state = 0
         if distributed.is_main():
-            self._take_lock()
+            self._lock = lock.take(self.out)
             try:
                 state = self._open(args.overwrite, args.stale == "redo")
             except BaseException:
                 self.__exit__()
                 raise
         self.finished = distributed.agree(state, device) == 1
+        distributed.check_shared(self.out)
         if self.finished and distributed.is_main():
-            print(f"{out}: already there, made with these settings; nothing to do", flush=True)
+            print(f"{self.out}: already there, made with these settings; nothing to do", flush=True)
 
     @property
     def path(self) -> Path:
@@ -204,33 +201,20 @@ class Run:
         if self._lock is not None:
             self._lock.close()
 
-    def _take_lock(self) -> None:
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.out / ".lock", "w")  # noqa: SIM115 - held for the run's life
-        except OSError as error:
-            raise InputError(f"{self.out}: cannot be written ({error.strerror})") from None
-        try:
-            # A POSIX lock: unlike flock's it is not inherited by worker processes, which may
-            # outlive a killed run for some seconds.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            self._lock.close()
-            raise InputError(f"{self.out}: another process is writing there; wait for it") from None
-
     def _open(self, overwrite: bool, redo: bool) -> int:
         """Compare with what is there; 1 if the run is complete already."""
         if overwrite:
             self._clear()
         if self.path.exists():
-            old = files.read_json(self.path, "start anew with --overwrite")
-            if any(any(self.out.glob(pattern)) for pattern in RESULTS):
+            old = files.read_json(self.path, "start again with --overwrite")
+            if any(any(self.out.glob(pattern)) for pattern in (*HOLDS.values(), "last.pt")):
                 other = self._compare(old)
                 if other and not redo:
                     raise InputError(other)
                 if other:
                     self._clear()
                 elif old.get("finished") is True:
+                    read(self.out, self.holds, self.record["classes"])
                     self.record = old
                     return 1
                 else:
@@ -246,13 +230,23 @@ class Run:
         """What forbids going on from an earlier run.json, in one line; empty if nothing does."""
         if old.get("stage") != self.stage:
             raise InputError(f"{self.out}: made by {old.get('stage')}; choose another --out")
-        for what in ("settings", "inputs"):
-            before = old.get(what) if isinstance(old.get(what), dict) else {}
-            changed = difference(before, self.record[what])
+        if old.get("classes") != self.record["classes"]:
+            what = class_difference(old.get("classes"), self.record["classes"])
+            return f"{self.out}: {what}; choose another --out, or start again with --overwrite"
+        before, now = self.defaults | _mapping(old, "settings"), self.record["settings"]
+        same = {k for k in now if old.get("finished") is True and before.get(k) == now[k]}
+        # "auto" is what it stands for, and must not come to stand for something else halfway.
+        before = before | _resolved(before, old, same)
+        now = now | _resolved(now, self.record, same)
+        changes = {
+            "settings": difference(before, now),
+            "inputs": difference(_mapping(old, "inputs"), self.record["inputs"]),
+        }
+        for what, changed in changes.items():
             if changed:
                 return (
                     f"{self.out}: made with other {what} ({changed}); choose another --out, or "
-                    "start anew with --overwrite"
+                    "start again with --overwrite"
                 )
         return ""
 
@@ -275,25 +269,34 @@ class Run:
     def _write(self) -> None:
         files.write_json(self.path, self.record)
 
-    def finish(self, outputs: str | None = None, **results: Any) -> None:
-        """Record results and the wall time, and mark the run complete. Rank 0 only acts.
-
-        Args:
-            outputs: pattern of the files whose digest is recorded, for `outputs_digest`.
-        """
+    def finish(self, **results: Any) -> None:
+        """Record the digest of what is there, results and the wall time; mark the run complete."""
         distributed.barrier()
         if distributed.is_main():
-            if outputs is not None:
-                results["files"] = files.digest_files(self.out.glob(outputs))
             seconds = self.record["seconds"] + time.monotonic() - self.began
-            self.record["seconds"] = round(seconds, 1)
             # Linux counts in KiB; this process alone, not its workers.
             results["peak_cpu_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
             if self.device.type == "cuda":
                 results["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.device)
-            self.record.update(results=results, finished=True)
+            self.record.update(
+                digest=digest(self.out, self.holds),
+                results=results,
+                seconds=round(seconds, 1),
+                finished=True,
+            )
             self._write()
         distributed.barrier()
+
+
+def _resolved(settings: dict[str, Any], record: dict[str, Any], but: set[str]) -> dict[str, Any]:
+    """What the settings that say "auto" became, but for some of them."""
+    resolved = _mapping(record, "resolved")
+    return {k: resolved.get(k, v) for k, v in settings.items() if v == "auto" and k not in but}
+
+
+def _mapping(record: dict[str, Any], name: str) -> dict[str, Any]:
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 class Log:

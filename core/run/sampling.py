@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
-from core.errors import InputError
 from core.run import distributed
 
 
@@ -39,28 +37,3 @@ class GlobalBatches(Sampler[list[int]]):
                 ordered_epoch = epoch
             begin = number * self.batch_size + first
             yield [epoch * self.n_images + int(i) for i in order[begin : begin + part]]
-
-
-def check_batch(args: argparse.Namespace, n_images: int) -> int:
-    """Return the steps of the whole training, or say which option cannot be.
-
-    Raises:
-        InputError: fewer than 2 images, a batch larger than the data set or one that the
-            processes and parts do not divide.
-    """
-    if n_images < 2:
-        raise InputError(f"{args.data}: split {args.split!r} has {n_images} image; at least 2")
-    if args.batch_size > n_images:
-        raise InputError(
-            f"--batch-size {args.batch_size} is larger than the {n_images} images of split "
-            f"{args.split!r}; lower it"
-        )
-    parts = distributed.world_size() * args.accumulate
-    if args.batch_size % parts:
-        raise InputError(
-            f"--batch-size {args.batch_size} is not divisible by {distributed.world_size()} "
-            f"processes x --accumulate {args.accumulate}"
-        )
-    if args.sides[0] > args.sides[1]:
-        raise InputError(f"--sides {args.sides[0]} {args.sides[1]}: the smaller one comes first")
-    return args.epochs * (n_images // args.batch_size)

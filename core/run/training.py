@@ -1,12 +1,12 @@
-"""What the three trainings share: parameter groups, the poly schedule, the step, exact resume."""
+"""What the three trainings share: the plan, the step, the log, exact resume."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,76 +15,103 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from core.data.transforms import normalize
 from core.errors import InputError
-from core.run import checkpoint, distributed, precision
-from core.run.parallel import ignore_interrupts, signals_held
-from core.run.record import Log, Run, model_digest
+from core.run import checkpoint, distributed, parallel, precision, record
+from core.run.optimizer import poly_lr, sgd
+from core.run.record import Log, Run
 from core.run.sampling import GlobalBatches
 
-Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
-
-def poly_lr(step: int, max_step: int, base: float, power: float = 0.9) -> float:
-    """base * (1 - step / max_step) ** power; from the last step on it stays as it is."""
-    return base * (1 - min(step, max_step - 1) / max_step) ** power
-
-
-def parameter_groups(network: nn.Module, weight_decay: float, pretrained: bool) -> list[dict]:
-    """The recipe's four groups: pretrained x1, biases x2, new layers x10, their biases x20.
-
-    "weight" and "bias" go by parameter name, BatchNorm included; the backbone is what is
-    pretrained, and without pretrained weights every layer is new. Biases have no weight decay.
-    Each group carries its factor as `scale`.
-    """
-    groups = {
-        (new, bias): {
-            "params": [],
-            "scale": (10 if new else 1) * (2 if bias else 1),
-            "weight_decay": 0.0 if bias else weight_decay,
-        }
-        for new in (False, True)
-        for bias in (False, True)
-    }
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            new = not (pretrained and name.startswith("backbone."))
-            key = (new, name.endswith("bias"))
-            groups[key]["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
-
-
-def one_group(network: nn.Module, weight_decay: float) -> list[dict]:
-    """All that is trained in one group at the base rate: the affinity network's recipe."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    return [{"params": parameters, "scale": 1, "weight_decay": weight_decay}]
-
-
-def weights_digest(args: argparse.Namespace) -> str:
+def weights_digest(weights: str) -> str:
     """What --weights stands for: its keyword, or the digest of the file."""
-    keyword = args.weights in ("none", "imagenet")
-    return args.weights if keyword else model_digest(Path(args.weights))
+    return weights if weights in ("none", "imagenet") else record.read_model(Path(weights))
 
 
-def resolved(args: argparse.Namespace, device: torch.device) -> dict[str, int | str]:
-    """What run.json records beside the options: the AMP type and how many images a BN sees."""
-    parts = args.accumulate * (1 if args.sync_bn else distributed.world_size())
-    return {"amp": precision.amp_type(args.amp, device), "bn_batch": args.batch_size // parts}
+@dataclass(frozen=True)
+class Plan:
+    """How a training goes: the options of `options.add_training`, and what follows from them.
+
+    Attributes:
+        max_step: updates in all. amp: the resolved autocast type ("bf16", "fp16" or "off").
+        batch_size: global, over all processes; each process computes its share in `accumulate`
+            microbatches. save_every: updates between checkpoints.
+    """
+
+    max_step: int
+    batch_size: int
+    lr: float
+    momentum: float
+    seed: int = 0
+    amp: str = "off"
+    accumulate: int = 1
+    epochs: int = 1
+    workers: int = 0
+    save_every: int = 0
+    log_every: int = 10
+    compile: bool = False
+    sync_bn: bool = False
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, n_images: int, device: torch.device) -> Plan:
+        """The plan of a command line for a split of `n_images`.
+
+        Raises:
+            InputError: fewer than 2 images, a batch larger than the data set or one that the
+                processes and microbatches do not divide; sides in the wrong order.
+        """
+        if n_images < 2:
+            raise InputError(f"{args.data}: split {args.split!r} has {n_images} image; at least 2")
+        if args.batch_size > n_images:
+            raise InputError(
+                f"--batch-size {args.batch_size} is larger than the {n_images} images of split "
+                f"{args.split!r}; lower it"
+            )
+        world = distributed.world_size()
+        if args.batch_size % (world * args.accumulate):
+            raise InputError(
+                f"--batch-size {args.batch_size} is not divisible by {world} processes x "
+                f"--accumulate {args.accumulate}"
+            )
+        if args.sides[0] > args.sides[1]:
+            raise InputError(f"--sides {args.sides[0]} {args.sides[1]}: the smaller one first")
+        if args.sync_bn and device.type != "cuda":
+            raise InputError("--sync-bn needs GPUs")
+        same = {
+            name: getattr(args, name) for name in cls.__dataclass_fields__ if hasattr(args, name)
+        }
+        steps = n_images // args.batch_size  # of an epoch: the last partial batch is dropped
+        same |= {
+            "max_step": args.epochs * steps,
+            "save_every": args.save_every or steps,
+            "amp": precision.amp_type(args.amp, device),
+        }
+        return cls(**same)
+
+    def resolved(self) -> dict[str, int | str]:
+        """What run.json records beside the options: AMP type, and how many images a BN sees."""
+        shares = self.accumulate * (1 if self.sync_bn else distributed.world_size())
+        return {"amp": self.amp, "bn_batch": self.batch_size // shares}
 
 
 class Trainer:
     """SGD on one of the three networks; goes on from `OUT/last.pt` where there is one.
 
-        trainer = Trainer(run, network, groups, args, max_step)
-        for batch in trainer.batches(dataset):
-            trainer.update(batch, loss)          # loss(*part) -> (scalar, terms to log)
+        trainer = Trainer(run, network, groups, plan)
+        for batch in trainer.batches(views):                     # on the device, step by step
+            for images, targets in trainer.microbatches(batch):  # normalised
+                with trainer.autocast():
+                    loss = ...trainer.network(images)...
+                trainer.backward(loss, term=...)
+            trainer.update()
         trainer.finish(classes)
 
     `warn` looks at the means of each log row; what it returns goes into the row as `warning`, and
     to stderr once.
 
     Attributes:
-        step: updates done. amp: the resolved autocast type. model: what `loss` must call
-            (the network, perhaps compiled or wrapped for several processes).
+        step: updates done. network: what the loss must call: on the device, wrapped for several
+            processes and compiled where the plan says so.
     """
 
     def __init__(
@@ -92,51 +119,54 @@ class Trainer:
         run: Run,
         network: nn.Module,
         groups: list[dict],
-        args: argparse.Namespace,
-        max_step: int,
+        plan: Plan,
         warn: Callable[[dict[str, float]], str | None] | None = None,
     ):
-        self.run, self.args, self.max_step, self.device = run, args, max_step, run.device
-        self.warn, self.warned = warn, False
-        self.amp = precision.amp_type(args.amp, self.device)
-        self.world = distributed.world_size()
-        if args.sync_bn:
-            if self.device.type != "cuda":
-                raise InputError("--sync-bn needs GPUs")
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        self.network = network.to(self.device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
-            groups,
-            lr=args.lr,
-            momentum=args.momentum,
-            nesterov=args.momentum > 0,
-            fused=self.device.type == "cuda" or None,
+        self.run, self.plan, self.device, self.warn, self.warned = (
+            run,
+            plan,
+            run.device,
+            warn,
+            False,
         )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
-        self.step, self.pending, log_bytes = 0, [], 0
+        if plan.sync_bn:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.plain = network.to(self.device, memory_format=torch.channels_last)
+        # Not fused under fp16: after a first step that the scaler skips, torch's fused SGD goes on
+        # from a momentum buffer that was never written.
+        fused = self.device.type == "cuda" and plan.amp != "fp16"
+        self.optimizer = sgd(groups, plan.lr, plan.momentum, fused)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.amp == "fp16")
+        self.step, log_bytes = 0, 0
+        self.rows: list[Tensor] = []  # of the microbatches since the last update
+        self.pending: list[Tensor] = []  # of the updates since the last row of the log
         self.names: list[str] = []
         last = run.out / "last.pt"
         if last.exists():
             log_bytes = self._resume(last)
+        distributed.check_same(self.step, "the step to go on from")
         self.log = Log(run.out / "log.jsonl", log_bytes) if distributed.is_main() else None
-        self.model = self._wrap(self.network)
+        self._wrap()
 
-    def _wrap(self, network: nn.Module) -> nn.Module:
-        if self.args.compile:
-            network = torch.compile(network)
-        if self.world > 1:
+    def _wrap(self) -> None:
+        self.network = self.parallel = self.plain
+        if distributed.world_size() > 1:
             # Each process keeps its own BatchNorm statistics (rank 0's are saved), as with the
             # DataParallel of the released code; broadcasting would rewrite them between forwards.
             devices = [self.device] if self.device.type == "cuda" else None
             with warnings.catch_warnings():  # torch >= 2.13 has another name for the option
                 warnings.simplefilter("ignore", FutureWarning)
-                network = DistributedDataParallel(network, devices, broadcast_buffers=False)
-        return network
+                self.parallel = DistributedDataParallel(
+                    self.plain, devices, broadcast_buffers=False
+                )
+            self.network = self.parallel
+        if self.plan.compile:  # after DDP, as torch's DDP notes have it; all batches are one size
+            self.network = torch.compile(self.network, dynamic=False)
 
     def _resume(self, path: Path) -> int:
         state = checkpoint.load(path)
         try:
-            checkpoint.load_weights(self.network, state["network"], str(path))
+            checkpoint.load_weights(self.plain, state["network"], str(path))
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.names = state["step"], state["names"]
@@ -144,100 +174,110 @@ class Trainer:
             return state["log_bytes"]
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
             raise InputError(
-                f"{path}: not the last.pt of this training; remove it to start anew"
+                f"{path}: not the last.pt of this training; remove it to start again"
             ) from None
 
     def batches(self, dataset: Dataset) -> Iterator[list[Tensor]]:
         """Batches on the device from the current step to the last, behind a progress bar.
 
         Raises:
-            InputError: a bad image or label map, or a loader process that was killed.
+            InputError: a bad image or label map.
         """
-        args = self.args
-        sampler = GlobalBatches(len(dataset), args.batch_size, args.seed, self.step, self.max_step)
+        plan = self.plan
+        sampler = GlobalBatches(len(dataset), plan.batch_size, plan.seed, self.step, plan.max_step)
         loader = DataLoader(
             dataset,
             batch_sampler=sampler,
-            num_workers=args.workers,
+            num_workers=plan.workers,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=ignore_interrupts,
-            prefetch_factor=4 if args.workers else None,
+            worker_init_fn=parallel.ignore_interrupts,
+            prefetch_factor=4 if plan.workers else None,
         )
-        self.bar = distributed.progress(self.max_step, self.run.stage, "step", self.step)
-        self.network.train()
+        self.bar = distributed.progress(plan.max_step, self.run.stage, "step", self.step)
+        self.plain.train()
         with self.bar:
-            try:
-                ahead: list[Tensor] | None = None
-                with signals_held():
-                    loading = iter(loader)
-                for batch in loading:  # one batch is copied while the one before is computed
-                    batch = [t.to(self.device, non_blocking=True) for t in batch]
-                    if ahead is not None:
-                        yield ahead
-                    ahead = batch
+            ahead: list[Tensor] | None = None
+            with parallel.signals_held():
+                loading = iter(loader)
+            for batch in loading:  # one batch is copied while the one before is computed
+                batch = [t.to(self.device, non_blocking=True) for t in batch]
                 if ahead is not None:
-                    yield ahead
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise InputError(
-                    "a loader process was killed (out of memory or /dev/shm?); lower --workers and "
-                    "start again: the run goes on from its last checkpoint"
-                ) from None
+                    yield self._begin(ahead)
+                ahead = batch
+            if ahead is not None:
+                yield self._begin(ahead)
 
-    def update(self, batch: list[Tensor], loss: Loss, counts: Tensor | None = None) -> None:
-        """One SGD step: forward and backward over the parts of the batch, then the update.
-
-        Args:
-            loss: called as loss(*part), or loss(*part, counts) where counts are given.
-            counts: what this process's batch holds of the things the loss is a mean over (valid
-                pixels, pairs). The loss gets their average per part over all processes, to divide
-                its sums by: the update is then that of one process on the whole global batch.
-        """
+    def _begin(self, batch: list[Tensor]) -> list[Tensor]:
+        """Set what an update depends on beside its batch; both are functions of the step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = poly_lr(self.step, self.max_step, self.args.lr) * group["scale"]
-        # Dropout's randomness is a function of the step too: nothing to save, nothing to restore.
-        torch.manual_seed((self.args.seed * 1_000_003 + self.step) * 4099 + distributed.rank())
-        parts = self.args.accumulate
-        rows, extra = [], ()
-        if counts is not None:
-            extra = (distributed.total(counts.float()) / (self.world * parts),)
-        for number, part in enumerate(zip(*(t.chunk(parts) for t in batch), strict=True)):
-            together = self.world == 1 or number == parts - 1
-            with contextlib.nullcontext() if together else self.model.no_sync():
-                with precision.autocast(self.amp, self.device):
-                    value, terms = loss(*part, *extra)
-                self.scaler.scale(value / parts).backward()
-            terms = {"loss": value.detach(), **terms}
-            rows.append(
-                torch.stack(
-                    [torch.as_tensor(t).detach().float().to(self.device) for t in terms.values()]
-                )
-            )
+            group["lr"] = poly_lr(self.step, self.plan.max_step, self.plan.lr) * group["scale"]
+        # Dropout's randomness: nothing to save, nothing to restore.
+        torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 4099 + distributed.rank())
+        return batch
+
+    def microbatches(self, batch: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batch in `accumulate` pieces: normalised images (n, 3, crop, crop), and targets."""
+        count = self.plan.accumulate
+        for i, (images, boxes, targets) in enumerate(
+            zip(*(t.chunk(count) for t in batch), strict=True), 1
+        ):
+            # DistributedDataParallel.no_sync in a loop: gradients are added up after the last one.
+            self.parallel.require_backward_grad_sync = i == count
+            yield normalize(images, boxes), targets
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the forward pass and the loss are computed."""
+        return precision.autocast(self.plan.amp, self.device)
+
+    def mean_count(self, counts: Tensor) -> Tensor:
+        """The average of a count over the microbatches of all processes, at least 1.
+
+        For losses that are a mean over things of which images hold more or fewer (pixels, pairs):
+        with their sums divided by this, the update is that of one process on the whole batch.
+        Counts: what this process's batch holds, a tensor of any shape. Returns float32.
+        """
+        shares = distributed.world_size() * self.plan.accumulate
+        return (distributed.total(counts.float()) / shares).clamp(min=1)
+
+    def backward(self, loss: Tensor, **terms: Tensor | float) -> None:
+        """Add the gradients of a microbatch; log its loss and terms."""
+        self.scaler.scale(loss / self.plan.accumulate).backward()
+        row = {"loss": loss, **terms}
+        self.names = list(row)
+        as_tensors = (
+            t.detach().float() if isinstance(t, Tensor) else loss.new_full((), t, dtype=torch.float)
+            for t in row.values()
+        )
+        self.rows.append(torch.stack(list(as_tensors)))
+
+    def update(self) -> None:
+        """The SGD step; then a row of the log and a checkpoint where they are due."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.names = list(terms)
-        self.pending.append(torch.stack(rows).mean(0))
+        self.pending.append(torch.stack(self.rows).mean(0))
+        self.rows = []
         self.step += 1
         self.bar.update()
-        every = self.args.save_every or max(1, self.max_step // self.args.epochs)
-        if self.step % self.args.log_every == 0 or self.step == self.max_step:
+        last = self.step == self.plan.max_step
+        if self.step % self.plan.log_every == 0 or last:
             self._write_row()
-        if self.step % every == 0 or self.step == self.max_step:
+        if self.step % self.plan.save_every == 0 or last:
             self.save()
 
     def _check_finite(self) -> np.ndarray:
         """The terms since the last row, (steps, terms), averaged over the processes.
 
-        This is the only place that waits for the GPU.
+        Rows and checkpoints are where a training waits for the GPU, and (GradScaler's look at the
+        gradients under fp16 aside) nothing else is.
 
         Raises:
             InputError: NaN or inf, naming the step, the terms and the last good checkpoint.
         """
         # Averaged in place: what a checkpoint holds is then the same on every process.
-        self.pending = list(distributed.total(torch.stack(self.pending)).div_(self.world))
-        rows = torch.stack(self.pending).cpu().double().numpy()
+        mean = distributed.total(torch.stack(self.pending)).div_(distributed.world_size())
+        self.pending = list(mean)
+        rows = mean.cpu().double().numpy()
         bad = ~np.isfinite(rows).all(1)
         if bad.any():
             first = int(np.argmax(bad))
@@ -255,24 +295,25 @@ class Trainer:
         rows = self._check_finite()
         means = dict(zip(self.names, rows.mean(0).tolist(), strict=True))
         self.pending = []
-        if self.log is not None:
-            lr = poly_lr(self.step - 1, self.max_step, self.args.lr)
-            epoch = self.step * self.args.epochs / self.max_step
-            row = {"step": self.step, "epoch": round(epoch, 4), "lr": lr, **means}
-            warning = self.warn(means) if self.warn is not None else None
-            if warning:
-                row["warning"] = warning
-                if not self.warned:
-                    self.bar.write(f"warning: step {self.step}: {warning}", file=sys.stderr)
-                self.warned = True
-            self.log.write(row)
-            self.bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
+        if self.log is None:
+            return
+        lr = poly_lr(self.step - 1, self.plan.max_step, self.plan.lr)
+        epoch = self.step * self.plan.epochs / self.plan.max_step
+        row = {"step": self.step, "epoch": round(epoch, 4), "lr": lr, **means}
+        warning = self.warn(means) if self.warn is not None else None
+        if warning:
+            row["warning"] = warning
+            if not self.warned:
+                self.bar.write(f"warning: step {self.step}: {warning}", file=sys.stderr)
+            self.warned = True
+        self.log.write(row)
+        self.bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
 
     def save(self) -> None:
         """Write `last.pt`, everything a later start needs."""
         if self.pending:
             self._check_finite()
-        sums = torch.stack([p.detach().sum() for p in self.network.parameters()])
+        sums = torch.stack([p.detach().sum() for p in self.plain.parameters()])
         if not sums.isfinite().all():
             self._stop(f"the weights are not finite after step {self.step - 1}")
         if not distributed.is_main():
@@ -282,7 +323,7 @@ class Trainer:
             self.run.out / "last.pt",
             {
                 "step": self.step,
-                "network": self.network.state_dict(),
+                "network": self.plain.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "pending": pending.cpu(),
@@ -291,10 +332,8 @@ class Trainer:
             },
         )
 
-    def finish(self, classes: list[str]) -> Path:
-        """Write `model.pt` and return its path."""
-        path = self.run.out / "model.pt"
+    def finish(self, classes: list[str]) -> None:
+        """Write `model.pt` and mark the run complete."""
         if distributed.is_main():
-            checkpoint.save_model(path, self.network, classes)
-        distributed.barrier()
-        return path
+            checkpoint.save_model(self.run.out / "model.pt", self.plain, classes)
+        self.run.finish(steps=self.step)

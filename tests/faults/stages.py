@@ -1,4 +1,4 @@
-"""What the fault tests share: the six stages, small, as processes; their processes; small disks."""
+"""What the fault tests share: the stages, small, as processes; their processes; small disks."""
 
 from __future__ import annotations
 
@@ -68,18 +68,28 @@ STAGES = {
         "--checkpoint {i}/classification/model.pt",
         ("cam",),
     ),
+    "affinity_labels": Stage(
+        "make_affinity_labels",
+        "--data {i}/data --split train --scores {i}/cam --out {o}/affinity_labels --device cpu "
+        "--jobs 2",
+        ("affinity_labels",),
+    ),
     "affinity": Stage(
         "train_affinity",
-        "--data {i}/data --split train --cams {i}/cam --out {o}/affinity --radius 5 {small} "
-        "--jobs 2 --save-every 1 --epochs 3",
-        ("affinity", "affinity/labels"),
+        "--data {i}/data --split train --labels {i}/affinity_labels --out {o}/affinity --radius 5 "
+        "{small} --save-every 1 --epochs 3",
+        ("affinity",),
+    ),
+    "rw": Stage(
+        "make_random_walk",
+        f"--data {{i}}/data --split train --scores {{i}}/cam --out {{o}}/rw {CPU} "
+        "--checkpoint {i}/affinity/model.pt --log2-steps 4 --pad-to 64 --workers 1",
+        ("rw",),
     ),
     "pseudo": Stage(
         "make_pseudo_labels",
-        f"--data {{i}}/data --split train --out {{o}}/pseudo --save-scores {{o}}/rw {CPU} "
-        "--cams {i}/cam --affinity {i}/affinity/model.pt --log2-steps 4 --pad-to 64 --workers 1 "
-        "--jobs 2",
-        ("pseudo", "rw"),
+        "--data {i}/data --split train --scores {i}/rw --out {o}/pseudo --device cpu --jobs 2",
+        ("pseudo",),
     ),
     "segmentation": Stage(
         "train_segmentation",
@@ -87,11 +97,10 @@ STAGES = {
         "--workers 1 --save-every 1 --epochs 3",
         ("segmentation",),
     ),
-    "evaluate": Stage(
-        "evaluate",
+    "predictions": Stage(
+        "predict",
         f"--data {{i}}/data --split val --checkpoint {{i}}/segmentation/model.pt {CPU} "
-        "--save-predictions {o}/predictions --json {o}/scores.json --scales 0.5 1 --workers 1 "
-        "--jobs 2",
+        "--out {o}/predictions --scales 0.5 1 --workers 1 --jobs 2",
         ("predictions",),
     ),
 }

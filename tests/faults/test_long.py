@@ -39,7 +39,7 @@ from faults.stages import (
 )
 
 pytestmark = pytest.mark.faults
-KILLS = 5  # a stage: 30 in all
+KILLS = 4  # a stage: 32 in all
 INTERRUPTS = 1  # a stage with worker processes
 
 
@@ -125,7 +125,9 @@ def test_killed_at_random_moments(inputs, tmp_path, seconds_of, name):
             landed.count(signum), f"same bytes ({rounds + 1} completions)")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["cam", "affinity", "pseudo", "segmentation", "evaluate"])
+@pytest.mark.parametrize(
+    "name", ["cam", "affinity_labels", "rw", "pseudo", "segmentation", "predictions"]
+)
 def test_interrupted_at_random_moments(inputs, tmp_path, seconds_of, name):
     """Ctrl-C, to the whole process group: one line, no process left, then the same bytes."""
     stage = STAGES[name]
@@ -151,9 +153,11 @@ FULL = {  # stage, disk sizes in KiB at which different writes fail, part of the
     "checkpoint": ("classification", (50 << 10, 140 << 10), ".pt"),
     "log": ("segmentation", (4,), "log.jsonl"),
     "CAM": ("cam", (8, 40), ".npz"),
-    "PNG and scores": ("pseudo", (12, 64), ""),
-    "affinity label and checkpoint": ("affinity", (16, 20 << 10), ""),
-    "prediction": ("evaluate", (8, 16), ".png"),
+    "affinity label": ("affinity_labels", (16,), ".png"),
+    "boundary network": ("affinity", (20 << 10,), ".pt"),
+    "walked scores": ("rw", (24,), ".npz"),
+    "pseudo-label": ("pseudo", (12,), ".png"),
+    "prediction": ("predictions", (8, 16), ".png"),
 }
 
 
@@ -182,9 +186,9 @@ def test_disk_full(inputs, tmp_path, what):
 WORKERS = {
     "cam": (loaders, "a loader process was killed"),
     "segmentation": (loaders, "a loader process was killed"),
-    "affinity": (pool_workers, "a worker process was killed"),
+    "affinity_labels": (pool_workers, "a worker process was killed"),
     "pseudo": (pool_workers, "a worker process was killed"),
-    "evaluate": (pool_workers, "a worker process was killed"),
+    "predictions": (pool_workers, "a worker process was killed"),
 }
 
 

@@ -22,15 +22,14 @@ LIMIT_SECONDS = 10  # for one input, on a busy machine
 LIMIT_BYTES = 1 << 30  # by which the peak memory of this process may grow
 RECORD = {
     "stage": "make_cam",
+    "holds": "scores",
+    "classes": ["disc", "square", "bar"],
     "settings": {"split": "train", "scales": [0.5, 1.0]},
     "inputs": {"data": "0123456789abcdef", "checkpoint": "fedcba9876543210"},
     "seconds": 12.5,
     "finished": True,
     "results": {"images": 8},
 }
-OPTIONS = argparse.Namespace(
-    split="train", scales=[0.5, 1.0], out=None, overwrite=False, stale="refuse"
-)
 
 
 class Hang(BaseException):
@@ -91,21 +90,25 @@ def read_cam(path: Path) -> None:
 
 
 def read_model(path: Path) -> None:
-    checkpoint.load_model(path, Tiny, ["a", "b"])
+    checkpoint.load_model(path, (Tiny,), ["a", "b"])
 
 
 def read_record(path: Path) -> None:
-    record.outputs_digest(path.parent, "*.npz", "make_cam")
+    record.read(path.parent, "scores", RECORD["classes"])
 
 
 def read_own_record(path: Path) -> None:
     """The record of an earlier run in the same directory, as a stage's start reads it."""
-    with record.Run("make_cam", path.parent, OPTIONS, torch.device("cpu"), RECORD["inputs"]):
+    args = argparse.Namespace(
+        out=path.parent, overwrite=False, stale="refuse", settings=RECORD["settings"], defaults={}
+    )
+    device = torch.device("cpu")
+    with record.Run("make_cam", args, device, "scores", RECORD["classes"], RECORD["inputs"]):
         pass
 
 
 def classifier(path: Path) -> None:
-    checkpoint.load_model(path, Classifier, ["a"])
+    checkpoint.load_model(path, (Classifier,), ["a"])
 
 
 def backbone(path: Path) -> None:

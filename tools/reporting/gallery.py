@@ -13,7 +13,6 @@ from tqdm import tqdm
 from core.data import images
 from core.data.datasets import DataRoot
 from core.errors import InputError
-from tools import visual
 from tools.reporting.collect import Folder, mapping, number
 from tools.reporting.pictures import TITLES, StageFolders, image_iou, mean_iou
 
@@ -181,7 +180,7 @@ def _draw(entry: Entry, where: StageFolders, side: int) -> None:
         iou = None
         if cell is not None and truth is not None and stage not in ("image", "truth"):
             iou = mean_iou(image_iou(cell.label, truth))
-        uri = cell and data_uri(visual.fit(cell.picture, side))
+        uri = cell and data_uri(images.fit(cell.picture, side))
         entry.cells.append((TITLES[stage], uri, iou))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from tools import visual
+from core.data import visual
 from tools.reporting import charts, summarise
 from tools.reporting.collect import Folder
 from tools.reporting.content import Block, Report, class_table

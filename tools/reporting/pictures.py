@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.data import images
+from core.data import images, visual
 from core.data.datasets import DataRoot
 from core.data.scores import Scores, upsample
-from tools import visual
 
 TITLES = {
     "image": "image",

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from core.data import images
 from core.data.images import IGNORE, voc_palette
 
 PALETTE = np.array(voc_palette(), np.uint8).reshape(256, 3)
@@ -44,17 +45,6 @@ def overlay(image: np.ndarray, label: np.ndarray, opacity: float = 0.6) -> np.nd
     _check_size(image, label)
     blended = cv2.addWeighted(image, 1 - opacity, colour_label(label), opacity, 0)
     return np.where((label == 0)[..., None], image, blended)
-
-
-def fit(picture: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
-    """The picture with its longer side reduced to at most `side` pixels."""
-    height, width = picture.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return picture
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    how = Image.Resampling.NEAREST if nearest else Image.Resampling.LANCZOS
-    return np.array(Image.fromarray(picture).resize(size, how))
 
 
 def legend(names: Sequence[str], columns: int = 4) -> np.ndarray:
@@ -117,7 +107,7 @@ def grid(
 
 def _stretch(picture: np.ndarray, side: int) -> Image.Image:
     """The picture with its longer side made exactly `side` pixels."""
-    picture = fit(picture, side)
+    picture = images.fit(picture, side)
     scale = side / max(picture.shape[:2])
     size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
     return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)

@@ -7,7 +7,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 stage train_segmentation.py \
   --data "$DATA" \
+  --split "$SPLIT" \
   --labels "$RUNS/pseudo" \
   --out "$RUNS/segmentation" \
   --backbone "$BACKBONE" \
-  --seed "$SEED"
+  --seed "$SEED" \
+  "$@"

@@ -1,0 +1,144 @@
+"""How every script ends: in one line where a user can help it, and with an exit status.
+
+No torch in here: tools/doctor.py runs where torch is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import FrameType
+
+from core.errors import InputError
+
+LAST_WORDS = "LAST_WORDS"  # the file in which core/run/launch.py looks for a rank's reason to end
+AGAIN = "the same command goes on from here"
+
+# What lessens the memory a stage takes, in the order to try it.
+SAVERS = {
+    "--accumulate": "a larger --accumulate",
+    "--crop": "a smaller --crop",
+    "--batch-images": "fewer --batch-images",
+    "--scales": "smaller --scales",
+    "--max-side": "a smaller --max-side",
+    "--jobs": "fewer --jobs",
+    "--workers": "fewer --workers",
+    "--amp": "--amp bf16",
+}
+LOADER_SAVERS = ("--workers", "--crop", "--batch-images", "--scales", "--max-side")
+NO_MEMORY = re.compile(
+    r"out of memory|not enough memory|can(?:'|no)t allocate memory|unable to allocate|MemoryError|"
+    r"bad[ _]alloc|insufficient memory|_ALLOC_FAILED|can't start new thread|unable to mmap",
+    re.IGNORECASE,
+)
+ON_GPU = re.compile("CUDA|CUBLAS|CUDNN|CUSPARSE|CUSOLVER|NCCL|HIP")
+WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+ [KMGT]?i?B\w*)", re.IGNORECASE)
+LOST = re.compile("gloo|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
+
+
+def run_main(
+    main: Callable[[], None], parser: Callable[[], argparse.ArgumentParser] | None = None
+) -> None:
+    """Run a script's `main()`; bad input, too little memory, a full disk or Ctrl-C is one line.
+
+    Exit status: 1 for bad input, memory or a failing file system, 130 for Ctrl-C, 143 for SIGTERM.
+    A process group is left on the way out, also where a stage returned early.
+
+    Args:
+        parser: the script's `get_args_parser`: the memory that its options can save is advised.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    if LAST_WORDS in os.environ:  # a killed launcher takes its ranks along: PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    try:
+        main()
+        if "torch.distributed" in sys.modules:
+            from core.run import distributed
+
+            distributed.finish()
+    except KeyboardInterrupt:
+        _end(f"interrupted; {AGAIN}", 130)
+    except Exception as error:
+        if _lost_the_others(error):
+            time.sleep(10)  # whoever is the cause speaks first, and the launcher ends this process
+        usage = parser().format_usage() if parser else ""
+        words = explain(error, set(re.findall(r"--[\w-]+", usage)))
+        if words is None:
+            _write(f"{type(error).__name__}: {_first_line(error)}; its traceback stands above")
+            raise
+        _end(f"error: {words}", 1)
+
+
+def explain(error: BaseException, options: set[str]) -> str | None:
+    """What happened and what to do about it, in one line; None for what no user can help.
+
+    This is the one place that knows how memory, helping processes and other ranks get lost.
+
+    Args:
+        options: the script's, as `--name`.
+    """
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, InputError):
+        return str(error)
+    if _lost_the_others(error):
+        return f"lost the connection to the other processes ({_first_line(error)}); {AGAIN}"
+    if isinstance(error, BrokenProcessPool):
+        what, savers = "a worker process was killed (out of memory?)", ["--jobs", "--max-side"]
+    elif re.search(r"DataLoader worker \(pid|</torch_", text):
+        what, savers = "a loader process was killed (out of memory or /dev/shm?)", LOADER_SAVERS
+    elif NO_MEMORY.search(text):
+        gpu, wanted = ON_GPU.search(text), WANTED.search(text)
+        what = f"out of {'GPU ' * bool(gpu)}memory" + (f" ({wanted[1]} more)" if wanted else "")
+        savers = [name for name in SAVERS if not (gpu and name == "--workers")]
+    elif isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}; {AGAIN}"
+    else:
+        return None
+    *first, last = [SAVERS[name] for name in savers if name in options] or [""]
+    remedy = f"give {', '.join(first)}{' or ' * bool(first)}{last} and start again"
+    return f"{what}; {remedy if last else AGAIN}"
+
+
+def _lost_the_others(error: BaseException) -> bool:
+    """Whether a collective failed, most likely because another rank is gone."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    text = str(error)
+    if not several or not isinstance(error, RuntimeError) or NO_MEMORY.search(text):
+        return False
+    names = {each.__name__ for each in type(error).__mro__}
+    return "DistError" in names or bool(LOST.search(text))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def _terminate(signum: int, _: FrameType | None) -> None:
+    sys.exit(128 + signum)  # unwinds, so that worker processes and temporary files go
+
+
+def _write(words: str) -> None:
+    """Leave the last words for the launcher, if there is one."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is unwound; nothing may hold it up now
+    if LAST_WORDS in os.environ:
+        path = Path(os.environ[LAST_WORDS])
+        with contextlib.suppress(OSError):
+            path.with_suffix(".tmp").write_text(words, encoding="utf-8")
+            path.with_suffix(".tmp").rename(path)
+
+
+def _end(words: str, status: int) -> None:
+    _write(words)
+    if LAST_WORDS not in os.environ:
+        print(words, file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,111 @@
+#!/usr/bin/env python
+"""Carry scores up to the boundaries with a random walk (IRN, Ahn et al. 2019).
+
+    python make_random_walk.py --data VOCdevkit/VOC2012 --scores runs/voc/cam \\
+        --checkpoint runs/voc/affinity/model.pt --out runs/voc/rw
+
+About 15 minutes for VOC's train_aug on an A100. Score the result with `evaluate.py --scores`;
+expect 64 mIoU on train with a ResNet-50 (paper).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from core import recipe
+from core.data.datasets import DataRoot
+from core.data.scores import Scores
+from core.method.boundary import edge_map
+from core.method.networks import AffinityNet
+from core.method.random_walk import random_walk, rescale
+from core.run import checkpoint, distributed, inference, options, precision, record
+from core.run.main import run_main
+from core.run.record import Run
+
+
+def get_args_parser() -> options.Parser:
+    p = options.Parser(__doc__)
+    options.add_data(p, split="train_aug")
+    p.add_argument("--scores", type=Path, required=True, help="directory of CAMs or other scores")
+    p.add_argument("--checkpoint", type=Path, required=True, help="model.pt of train_affinity.py")
+    options.add_out(p)
+    p.add_argument(
+        "--pad-to",
+        type=options.positive,
+        default=recipe.RANDOM_WALK.pad_to,
+        help="the --crop of train_affinity.py",
+    )
+    p.add_argument(
+        "--radius", type=options.positive, default=recipe.RANDOM_WALK.radius, help="of a step"
+    )
+    p.add_argument(
+        "--beta", type=float, default=recipe.RANDOM_WALK.beta, help="exponent of the affinities"
+    )
+    p.add_argument(
+        "--log2-steps",
+        type=int,
+        default=recipe.RANDOM_WALK.log2_steps,
+        help="the walk has 2^N steps",
+    )
+    options.add_amp(p)
+    options.add_machine(p)
+    return p
+
+
+@torch.inference_mode()
+def walk(
+    network: nn.Module,
+    image: Tensor,
+    scores: Scores,
+    pad_to: int,
+    radius: int,
+    beta: float,
+    log2_steps: int,
+    autocast: torch.autocast,
+) -> Scores:
+    """The scores of one image, uint8 (3, H, W) on the network's device, after the walk."""
+    with autocast:
+        edge = edge_map(network, image, pad_to)
+    cam = torch.from_numpy(scores.cam).to(image.device, torch.float64)
+    walked = random_walk(cam, edge.double(), radius, beta, log2_steps).float()
+    return Scores(scores.classes, rescale(walked, scores.size).cpu().numpy(), scores.size)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    device = distributed.start(args.device)
+    data = DataRoot(args.data)
+    ids = data.ids(args.split)
+    before = record.read(args.scores, "scores", data.classes)
+    inputs = {
+        "data": data.digest(ids),
+        "scores": before["digest"],
+        "checkpoint": record.read_model(args.checkpoint),
+    }
+    amp = precision.amp_type(args.amp, device)
+
+    with Run("make_random_walk", args, device, "scores", data.classes, inputs, {"amp": amp}) as run:
+        if run.finished:
+            return
+        network = checkpoint.load_model(args.checkpoint, (AffinityNet,), None)
+        network = network.to(device, memory_format=torch.channels_last)
+        options_of_walk = args.pad_to, args.radius, args.beta, args.log2_steps
+        autocast = precision.autocast(amp, device)
+        todo = inference.remaining(ids, args.out, ".npz")
+        tasks = inference.images_and_scores(data, todo, args.scores, args.workers)
+        with distributed.progress(len(todo), "make_random_walk") as bar:
+            for image_id, image, scores in tasks:
+                image = image.to(device, non_blocking=True)
+                walked = walk(network, image, scores, *options_of_walk, autocast)
+                walked.save(args.out / f"{image_id}.npz")
+                bar.update()
+        run.finish(
+            images=len(ids), map=f"random walk from {before['results'].get('map', 'scores')}"
+        )
+
+
+if __name__ == "__main__":
+    run_main(main, get_args_parser)

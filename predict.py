@@ -1,0 +1,277 @@
+#!/usr/bin/env python
+"""Segment pictures with a trained model: a split of a data set, or anyone's files and folders.
+
+    python predict.py --checkpoint runs/voc/segmentation/model.pt --data VOCdevkit/VOC2012 \\
+        --split val --out runs/voc/predictions
+    python predict.py photos/ cat.jpg --checkpoint runs/voc/segmentation/model.pt --out out
+
+Writes OUT/<name>.png (VOC palette, the picture's own size); of files and folders also
+OUT/overlays/<name>.jpg and OUT/overlays/legend.png. Four scales with mirror images and a dense
+CRF; about 1 hour for VOC's val on one GPU. A classifier's model.pt does as well: its masks are of
+the CAMs of the classes it sees, and OUT/heat_maps/<name>_<class>.jpg shows those. Network and CRF
+never see more than `--max-side` pixels on the longer side (times the scale), so memory does not
+grow with the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from core import files, recipe
+from core.data import images, visual
+from core.data.datasets import DataRoot, check_name, class_difference
+from core.errors import InputError
+from core.method import cam, crf, segmentation
+from core.method.networks import Classifier, DeepLabV3Plus
+from core.run import checkpoint, distributed, inference, options, precision, record
+from core.run.main import run_main
+from core.run.parallel import Pool
+from core.run.record import Run
+
+EXIF_ORIENTATION = 0x112
+
+
+def get_args_parser() -> options.Parser:
+    p = options.Parser(__doc__)
+    p.add_argument("pictures", type=Path, nargs="*", help="JPEG or PNG files, or folders of them")
+    p.add_argument("--data", type=Path, help="data root, in place of pictures")
+    p.add_argument("--split", default="val", help="list in ImageSets/Segmentation, without .txt")
+    p.add_argument("--checkpoint", type=Path, required=True, help="model.pt of a segmentation")
+    options.add_out(p)
+    options.add_inference(p, recipe.PREDICTION.scales, batch_images=2)
+    p.add_argument("--no-crf", dest="crf", action="store_false", help="leave out the dense CRF")
+    options.add_crf(p, recipe.PREDICTION.crf_iterations)
+    p.add_argument(
+        "--threshold",
+        type=options.fraction,
+        default=0.2,
+        help="of a classifier: background score of the masks made from its CAMs",
+    )
+    p.add_argument(
+        "--class-threshold",
+        type=options.fraction,
+        default=0.5,
+        help="a classifier sees the classes of this probability, or else the likeliest",
+    )
+    options.add_machine(p)
+    return p
+
+
+def find_pictures(given: list[Path]) -> dict[str, Path]:
+    """Output name -> file: the given files, and the images right inside the given folders.
+
+    Raises:
+        InputError: nothing there, or two files that would overwrite each other's results.
+    """
+    found: dict[str, Path] = {}
+    endings = {extension.lower() for extension in images.EXTENSIONS}
+    for path in given:
+        members = [path]
+        if path.is_dir():
+            members = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
+            members = [p for p in members if p.is_file() and not p.name.startswith(".")]
+            if not members:
+                raise InputError(f"{path}: no JPEG or PNG in this folder")
+        elif not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        for member in members:
+            name = check_name(member.stem, member, "name")
+            other = found.setdefault(name, member)
+            if other.resolve() != member.resolve():
+                raise InputError(
+                    f"{other} and {member} would both become {name}.png; rename one, or predict "
+                    "them into different --out"
+                )
+    return found
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What follows the network, for one picture: dense CRF, argmax, files.
+
+    Attributes:
+        iterations: of the CRF; 0 leaves it out. device: where the CRF runs.
+        overlays: write a picture for the eye as well.
+    """
+
+    out: Path
+    max_side: int
+    iterations: int
+    backend: str
+    device: torch.device
+    overlays: bool
+
+    def segment(self, name: str, path: Path, maps: Tensor | np.ndarray) -> None:
+        """Write the files of a picture from its probabilities (C + 1, h, w), or its labels (h, w).
+
+        The label map comes last: it says that the rest is there.
+        """
+        image = images.as_array(images.read_image(path))
+        if self.iterations:
+            small = images.fit(image, self.max_side)
+            maps = crf.refine_probabilities(
+                small, maps, self.iterations, backend=self.backend, device=self.device
+            )
+        self.write(name, image, segmentation.argmax_at_size(torch.as_tensor(maps), image.shape[:2]))
+
+    def activate(self, network: nn.Module, how: argparse.Namespace, name: str, path: Path) -> None:
+        """Write the files of a picture from the CAMs of the classes that a classifier sees."""
+        image = images.as_array(images.read_image(path))
+        small = images.fit(image, self.max_side)
+        seen, maps = cam.seen(network, small, how.scales, how.class_threshold, how.device)
+        for index, score in zip(seen, maps.cpu().numpy(), strict=True):
+            file = f"{name}_{network.classes[index - 1]}.jpg"
+            write_jpeg(self.out / "heat_maps" / file, visual.heat_map(small, score))
+        places = list(range(1, len(seen) + 1))
+        labels = cam.label_map(maps, how.threshold, places)
+        if self.iterations:
+            labels = crf.refine_labels(
+                small,
+                labels,
+                len(seen) + 1,
+                self.iterations,
+                backend=self.backend,
+                device=self.device,
+            )
+        labels = torch.as_tensor(labels).long().cpu()
+        best = F.one_hot(labels, len(seen) + 1).permute(2, 0, 1).float()
+        label = segmentation.argmax_at_size(best, image.shape[:2])
+        self.write(name, image, np.array([0, *seen], np.uint8)[label])
+
+    def write(self, name: str, image: np.ndarray, label: np.ndarray) -> None:
+        """Write overlay and label map of a picture."""
+        if self.overlays:
+            write_jpeg(self.out / "overlays" / f"{name}.jpg", visual.overlay(image, label))
+        images.write_label(self.out / f"{name}.png", label)
+
+
+def write_jpeg(path: Path, pixels: np.ndarray) -> None:
+    """Write a picture for the eye, all of it or nothing."""
+    with files.atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="JPEG", quality=90)
+
+
+@torch.inference_mode()
+def probabilities(
+    network: nn.Module, views: inference.Views, max_side: int, autocast: torch.autocast, host: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and softmax (C + 1, h, w) of every picture, on the host or where the network is."""
+    for group, copies, size in views:
+        with autocast:
+            probs = segmentation.probabilities(network, copies, images.fit_size(size, max_side))
+        yield from zip(group, probs.cpu() if host else probs, strict=True)
+
+
+def note_rotation(path: Path) -> None:
+    """Say that a picture's EXIF rotation is not applied."""
+    with contextlib.suppress(InputError), images.open_checked(path) as header:
+        if header.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            tqdm.write(f"note: {path}: its EXIF rotation is ignored; turn the pixels to have it")
+
+
+def predict(
+    args: argparse.Namespace,
+    network: nn.Module,
+    pictures: dict[str, Path],
+    refinement: Refinement,
+    device: torch.device,
+    amp: str,
+) -> list[str]:
+    """Write the label map of every picture that has none yet; the errors of the bad ones."""
+    errors: list[str] = []
+    autocast = precision.autocast(amp, device)
+    if isinstance(network, Classifier):
+        how = argparse.Namespace(
+            scales=args.scales,
+            threshold=args.threshold,
+            class_threshold=args.class_threshold,
+            device=device,
+        )
+        todo = inference.remaining(list(pictures), args.out, ".png")
+        with distributed.progress(len(todo), "predict") as bar:
+            for name in todo:
+                try:
+                    with autocast, torch.inference_mode():
+                        refinement.activate(network, how, name, pictures[name])
+                except InputError as error:
+                    errors.append(str(error))
+                bar.update()
+        return errors
+    groups = inference.equal_size_batches(pictures, args.batch_images, errors)
+    todo = inference.remaining(groups, args.out, ".png")
+    views = inference.pyramids(
+        pictures, todo, args.scales, args.max_side, args.workers, device, "predict", errors
+    )
+    to_host = refinement.device.type == "cpu"
+    with Pool(args.jobs, refinement.device) as pool:
+        tasks = (
+            (name, pictures[name], maps.numpy() if to_host else maps)
+            for name, maps in probabilities(network, views, args.max_side, autocast, to_host)
+        )
+        for _ in pool.map(refinement.segment, tasks):
+            pass
+    return errors
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
+    if bool(args.pictures) == (args.data is not None):
+        raise InputError("give either pictures and folders, or --data with --split")
+    device = distributed.start(args.device)
+    network = checkpoint.load_model(args.checkpoint, (DeepLabV3Plus, Classifier), None)
+    inputs = {"checkpoint": record.read_model(args.checkpoint)}
+    if args.data is not None:
+        data = DataRoot(args.data)
+        if network.classes != data.classes:
+            what = class_difference(network.classes, data.classes)
+            raise InputError(f"{args.checkpoint}: {what}")
+        ids = data.ids(args.split)
+        pictures = {i: data.image_path(i) for i in ids}
+        inputs["data"] = data.digest(ids)
+    else:
+        pictures = find_pictures(args.pictures)
+        inputs["pictures"] = files.digest_files(pictures.values())
+    amp = precision.amp_type(args.amp, device)
+    backend = crf.resolve_backend(args.crf_backend, device)
+    resolved = {"amp": amp, "crf_backend": backend}
+    with Run("predict", args, device, "labels", network.classes, inputs, resolved) as run:
+        if run.finished:
+            return
+        overlays = bool(args.pictures)
+        if overlays:
+            (args.out / "overlays").mkdir(exist_ok=True)
+            legend = args.out / "overlays" / "legend.png"
+            images.write_png(legend, visual.legend(network.classes))
+            for path in pictures.values():
+                note_rotation(path)
+        if isinstance(network, Classifier):
+            (args.out / "heat_maps").mkdir(exist_ok=True)
+        network = network.to(device, memory_format=torch.channels_last)
+        where = crf.device_of(backend, device)
+        iterations = args.crf_iterations if args.crf else 0
+        refinement = Refinement(args.out, args.max_side, iterations, backend, where, overlays)
+        errors = predict(args, network, pictures, refinement, device, amp)
+        for error in errors:
+            print(f"left out: {error}", file=sys.stderr)
+        if errors:
+            bad = f"{len(errors)} of {len(pictures)} pictures left out, named above"
+            raise InputError(f"{bad}; replace them and start again")
+        run.finish(images=len(pictures))
+    if overlays and distributed.is_main():
+        print(f"{args.out}: {len(pictures)} label maps; overlays and a legend in overlays/")
+
+
+if __name__ == "__main__":
+    run_main(main, get_args_parser)

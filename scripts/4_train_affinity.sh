@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Train the boundary network on the affinity labels.
+# Machine: one 24 GB GPU. Time: about 15 minutes on an A100.
+# Writes RUNS/affinity/model.pt.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+stage train_affinity.py \
+  --data "$DATA" \
+  --split "$SPLIT" \
+  --labels "$RUNS/affinity_labels" \
+  --out "$RUNS/affinity" \
+  --backbone "$BACKBONE" \
+  --seed "$SEED" \
+  "$@"

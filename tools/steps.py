@@ -1,0 +1,57 @@
+"""The pipeline as a list: what report, pictures, tables and doctor know of the stages.
+
+A new stage is a script and one entry here. Every step writes RUNS/<name>; data flow down the list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage.
+
+    Attributes:
+        name: of its directory. script: without `.py`. holds: what its directory holds.
+        reads: the options that take the directories of earlier steps, and their names.
+        title: of its column in tables and pictures, for what is scored and shown; else empty.
+        split: "train" or "val": whose images it works on.
+    """
+
+    name: str
+    script: str
+    holds: str
+    reads: tuple[tuple[str, str], ...] = ()
+    title: str = ""
+    split: str = "train"
+
+    @property
+    def scored_by(self) -> str:
+        """The option of evaluate.py that takes its directory; empty where it is not scored."""
+        return f"--{self.holds}" if self.title else ""
+
+
+STEPS = (
+    Step("classification", "train_classification", "model"),
+    Step("cam", "make_cam", "scores", (("--checkpoint", "classification"),), "CAM"),
+    Step("affinity_labels", "make_affinity_labels", "labels", (("--scores", "cam"),)),
+    Step("affinity", "train_affinity", "model", (("--labels", "affinity_labels"),)),
+    Step(
+        "rw",
+        "make_random_walk",
+        "scores",
+        (("--scores", "cam"), ("--checkpoint", "affinity")),
+        "+ random walk",
+    ),
+    Step("pseudo", "make_pseudo_labels", "labels", (("--scores", "rw"),), "+ dense CRF"),
+    Step("segmentation", "train_segmentation", "model", (("--labels", "pseudo"),)),
+    Step(
+        "predictions",
+        "predict",
+        "labels",
+        (("--checkpoint", "segmentation"),),
+        "segmentation",
+        "val",
+    ),
+)
