@@ -1,0 +1,198 @@
+"""The paper on one page: the constants of every stage, from which options take their defaults.
+
+Puzzle-CAM (Jo and Yu, ICIP 2021, arXiv 2101.11253) for the classifier and the segmentation; IRN
+(Ahn, Cho and Kwak, CVPR 2019) for affinity labels, boundary network and random walk. A constant is
+the released code's unless its comment says otherwise. Sizes are in pixels, thresholds are
+background scores. Nothing is computed here, and nothing of the project is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Data:
+    """PASCAL VOC 2012 with SBD's images: train_aug = (SBD train + val + VOC train) - VOC val."""
+
+    classes: int = 20  # without the background
+    train_aug_images: int = 10_582  # trained on, with image-level labels alone
+    train_images: int = 1_464  # CAMs and pseudo-labels are scored on these
+    val_images: int = 1_449  # the segmentation on these
+    test_images: int = 1_456
+    ignore: int = 255  # label of pixels without one; fills the padding of masks
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet, of RGB in [0, 1]
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """ResNet or ResNeSt without the stride of layer4, as in the released code."""
+
+    output_stride: int = 16
+    resnest_dilation: int = 2  # of layer4's 3x3 convolutions, its first block's left out
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the three trainings share."""
+
+    batch_size: int = 32  # over all GPUs; the last, partial batch of an epoch is dropped
+    crop: int = 512  # random crop; a smaller image lies at a random place in it
+    flip: float = 0.5  # probability
+    nesterov: bool = True
+    poly_power: float = 0.9  # lr * (1 - step / max_step) ** power
+    # Of the rate: pretrained weights, pretrained biases, new weights, new biases.
+    rate_factors: tuple[int, int, int, int] = (1, 2, 10, 20)
+
+
+@dataclass(frozen=True)
+class Classification(Training):
+    """The classifier and the puzzle module (Puzzle-CAM)."""
+
+    epochs: int = 15
+    lr: float = 0.1
+    weight_decay: float = 1e-4  # 0 on biases
+    # The released optimiser takes its weight decay for the momentum; its 0.9 is the poly power.
+    momentum: float = 1e-4
+    sides: tuple[int, int] = (320, 640)  # the longer side, resized to an integer in this range
+    grid: int = 2  # tiles a side of the puzzle module
+    alpha: float = 4.0  # weight of L_re, the paper's; the released default is 1
+    alpha_ramp: float = 0.5  # share of the training in which alpha rises from 0
+
+
+@dataclass(frozen=True)
+class ActivationMaps:
+    """Class activation maps at inference."""
+
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # each with its mirror image
+    stride: int = 4  # of the maps that the random walk starts from
+    high_res_multiple: int = 16  # the released hr_cam is summed at sides rounded up to this
+    epsilon: float = 1e-5  # in the division by a map's maximum
+
+
+@dataclass(frozen=True)
+class CRF:
+    """Dense CRF (Krähenbühl and Koltun, NIPS 2011): a Gaussian and a bilateral Potts term."""
+
+    gaussian_sxy: float = 3.0  # width in pixels
+    gaussian_compat: float = 3.0  # weight
+    bilateral_sxy: float = 50.0
+    bilateral_srgb: float = 5.0  # width in 8-bit colour steps
+    bilateral_compat: float = 10.0
+
+
+@dataclass(frozen=True)
+class LabelCRF(CRF):
+    """Of label maps (IRN)."""
+
+    gt_prob: float = 0.7  # with which a pixel's label is right
+
+
+@dataclass(frozen=True)
+class ProbabilityCRF(CRF):
+    """Of the segmentation's softmax."""
+
+    bilateral_sxy: float = 80.0
+    bilateral_srgb: float = 13.0
+    min_prob: float = 1e-5  # the unary energy is -log of at least this
+
+
+@dataclass(frozen=True)
+class AffinityLabels:
+    """Confident labels from CAMs (IRN); the thresholds are published for ResNeSt-101 only."""
+
+    foreground_threshold: float = 0.40  # a class that beats it is certain
+    background_threshold: float = 0.10  # background where it beats every class is certain
+    crf_iterations: int = 10
+
+
+@dataclass(frozen=True)
+class Affinity(Training):
+    """The boundary network of IRN on a frozen backbone."""
+
+    epochs: int = 3
+    lr: float = 0.1
+    weight_decay: float = 1e-4
+    momentum: float = 1e-4  # the weight decay again
+    rate_factors: tuple[int, int, int, int] = (1, 1, 1, 1)  # one group, biases decay too
+    sides: tuple[int, int] = (320, 640)
+    edge_channels: int = 32  # of each tap
+    norm_groups: int = 4
+    upsampling: tuple[int, ...] = (1, 1, 2, 4, 4)  # of the five taps, to stride 4
+    radius: int = 10  # of pairs, in stride-4 pixels
+    path_distance: int = 1  # pixels closer than this to the line of a pair are on its path
+    loss_weights: tuple[float, float, float] = (0.25, 0.25, 0.5)  # L_bgpos, L_fgpos, L_neg
+    epsilon: float = 1e-5  # in the logarithms
+
+
+@dataclass(frozen=True)
+class RandomWalk:
+    """From the CAMs to the boundaries (IRN)."""
+
+    pad_to: int = 512  # images are padded to the crop of the training ...
+    pad_multiple: int = 32  # ... and larger ones to a multiple of this
+    radius: int = 5  # of a step, in stride-4 pixels
+    beta: float = 10.0  # exponent of the affinities
+    log2_steps: int = 8
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Labels of the segmentation, from the scores after the walk."""
+
+    threshold: float = 0.35  # published for ResNeSt-101 only
+    crf_iterations: int = 1
+
+
+@dataclass(frozen=True)
+class Segmentation(Training):
+    """DeepLabv3+ (Chen et al., ECCV 2018) on the pseudo-labels; the backbone's BN is frozen."""
+
+    epochs: int = 50
+    lr: float = 0.007
+    weight_decay: float = 4e-5  # 0 on biases
+    momentum: float = 4e-5  # the weight decay again
+    sides: tuple[int, int] = (256, 1024)
+    aspp_rates: tuple[int, ...] = (6, 12, 18)  # beside the 1x1 branch (rate 1) and the pooling
+    channels: int = 256  # of ASPP and decoder
+    skip_channels: int = 48  # of layer1's tap in the decoder
+    norm_groups: int = 4
+    aspp_dropout: float = 0.5
+    decoder_dropouts: tuple[float, float] = (0.5, 0.1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Segmentation at inference: logits summed over scales and mirror images."""
+
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    crf_iterations: int = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The thresholds that scores are tried at; Tables 1 and 2 report the best."""
+
+    # Ours, finer than the released grid: 0.05 to 0.60 by 0.01.
+    thresholds: tuple[float, ...] = tuple(i / 100 for i in range(5, 61))
+    # fmt: off
+    paper_thresholds: tuple[float, ...] = (
+        0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70, 0.75,
+    )
+    # fmt: on
+
+
+DATA = Data()
+BACKBONE = Backbone()
+CLASSIFICATION = Classification()
+CAM = ActivationMaps()
+AFFINITY_LABELS = AffinityLabels()
+LABEL_CRF = LabelCRF()
+AFFINITY = Affinity()
+RANDOM_WALK = RandomWalk()
+PSEUDO_LABELS = PseudoLabels()
+SEGMENTATION = Segmentation()
+PREDICTION = Prediction()
+PROBABILITY_CRF = ProbabilityCRF()
+EVALUATION = Evaluation()
