@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from core.errors import InputError
+from core.recipe import BACKBONE
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
 TIMM = {"resnest50": "resnest50d", "resnest101": "resnest101e", "resnest269": "resnest269e"}
@@ -16,13 +17,14 @@ NAMES = (*TORCHVISION, *TIMM)
 
 
 class Backbone(nn.Module):
-    """A classification network without its head, output stride 16.
+    """A classification network without its head, output stride 16, as the authors build it.
 
-    The first block of layer4 has stride 1 (conv2 and the downsample) and no dilation (the
-    authors' network). Parameter names are torchvision's or timm's: their checkpoints fit.
+    The first block of layer4 has stride 1; a ResNeSt's later blocks are dilated by 2, a ResNet's
+    are not. Parameter names are torchvision's or timm's: their checkpoints fit.
 
     Args:
         weights: a state dict of this backbone, e.g. from `core.run.weights.load`; None: random.
+        frozen: stay in eval mode, so that BatchNorm's statistics stay as they are.
 
     Attributes:
         channels: channels of the five taps: after stem + maxpool (stride 4), layer1 (4),
@@ -32,11 +34,13 @@ class Backbone(nn.Module):
         InputError: an unknown name, or a ResNeSt without timm.
     """
 
-    def __init__(self, name: str, weights: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self, name: str, weights: Mapping[str, Tensor] | None = None, frozen: bool = False
+    ):
         super().__init__()
         if name not in NAMES:
             raise InputError(f"unknown backbone {name!r}; known: {', '.join(NAMES)}")
-        self.name = name
+        self.name, self.frozen = name, frozen
         if name in TIMM:
             net = import_timm().create_model(TIMM[name], pretrained=False)
             self.relu = net.act1
@@ -47,10 +51,18 @@ class Backbone(nn.Module):
         self.layer1, self.layer2 = net.layer1, net.layer2
         self.layer3, self.layer4 = net.layer3, net.layer4
         _remove_stride(self.layer4[0])
+        if name in TIMM:  # not what timm's output_stride=16 builds
+            dilation = (BACKBONE.resnest_dilation,) * 2
+            for block in self.layer4[1:]:
+                block.conv2.conv.dilation = block.conv2.conv.padding = dilation
         width = net.fc.in_features
         self.channels = [self.bn1.num_features, width // 8, width // 4, width // 2, width]
         if weights is not None:
             self.load_state_dict(weights, strict=False)  # old files lack num_batches_tracked
+        self.train()
+
+    def train(self, mode: bool = True) -> Backbone:
+        return super().train(mode and not self.frozen)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> the five taps."""

@@ -10,19 +10,27 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from core.method.backbones import Backbone
+from core.recipe import AFFINITY, SEGMENTATION
 
 Weights = Mapping[str, Tensor] | None  # a backbone's state dict; None: random
 
 
-def _new(convolution: nn.Conv2d) -> nn.Conv2d:
-    """Kaiming-normal weights, zero bias: how every layer that is not pretrained starts."""
+def _kaiming_normal_(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Draw the weights again, Kaiming normal; a bias stays as PyTorch started it."""
     nn.init.kaiming_normal_(convolution.weight)
-    if convolution.bias is not None:
-        nn.init.zeros_(convolution.bias)
     return convolution
 
 
-class Classifier(nn.Module):
+class Network(nn.Module):
+    """A backbone and what `arguments` says: type(network)(**arguments) builds it again."""
+
+    def __init__(self, backbone: str, weights: Weights, frozen: bool = False, **sizes: int):
+        super().__init__()
+        self.arguments = {"backbone": backbone, **sizes}
+        self.backbone = Backbone(backbone, weights, frozen)
+
+
+class Classifier(Network):
     """ResNet and a 1x1 convolution without bias; Puzzle-CAM section 2, A = theta(F(I)).
 
     Args:
@@ -30,33 +38,33 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, backbone: str, n_classes: int, weights: Weights = None):
-        super().__init__()
-        self.arguments = {"backbone": backbone, "n_classes": n_classes}
-        self.backbone = Backbone(backbone, weights)
-        self.classifier = _new(nn.Conv2d(self.backbone.channels[-1], n_classes, 1, bias=False))
+        super().__init__(backbone, weights, n_classes=n_classes)
+        convolution = nn.Conv2d(self.backbone.channels[-1], n_classes, 1, bias=False)
+        self.classifier = _kaiming_normal_(convolution)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> class maps A (N, C, ceil(H/16), ceil(W/16)); logits are their mean."""
         return self.classifier(self.backbone(images)[-1])
 
 
-class AffinityNet(nn.Module):
-    """The boundary branch of IRN (Ahn et al., CVPR 2019) on a frozen backbone in eval mode."""
+class AffinityNet(Network):
+    """The boundary branch of IRN (Ahn et al., CVPR 2019) on a frozen backbone in eval mode.
+
+    The new layers, unlike those of the other two networks, start as PyTorch starts them.
+    """
 
     def __init__(self, backbone: str, weights: Weights = None):
-        super().__init__()
-        self.arguments = {"backbone": backbone}
-        self.backbone = Backbone(backbone, weights).requires_grad_(False).eval()
+        super().__init__(backbone, weights, frozen=True)
+        self.backbone.requires_grad_(False)
+        width = AFFINITY.edge_channels
         self.edge_layers = nn.ModuleList(
-            nn.Sequential(_new(nn.Conv2d(channels, 32, 1, bias=False)), nn.GroupNorm(4, 32))
+            nn.Sequential(
+                nn.Conv2d(channels, width, 1, bias=False),
+                nn.GroupNorm(AFFINITY.norm_groups, width),
+            )
             for channels in self.backbone.channels
         )
-        self.edge = _new(nn.Conv2d(160, 1, 1))
-
-    def train(self, mode: bool = True) -> AffinityNet:
-        super().train(mode)
-        self.backbone.eval()
-        return self
+        self.edge = nn.Conv2d(len(self.edge_layers) * width, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> edge logits (N, ceil(H/4), ceil(W/4)).
@@ -67,7 +75,7 @@ class AffinityNet(nn.Module):
             taps = self.backbone(images)
         height, width = taps[1].shape[2:]
         features = []
-        for tap, layer, factor in zip(taps, self.edge_layers, (1, 1, 2, 4, 4), strict=True):
+        for tap, layer, factor in zip(taps, self.edge_layers, AFFINITY.upsampling, strict=True):
             feature = layer(tap)
             if factor > 1:
                 feature = F.interpolate(feature, scale_factor=factor, mode="bilinear")
@@ -75,8 +83,8 @@ class AffinityNet(nn.Module):
         return self.edge(torch.cat(features, 1)).squeeze(1)
 
 
-class DeepLabV3Plus(nn.Module):
-    """DeepLabv3+ (Chen et al., ECCV 2018) at output stride 16, GroupNorm(4) in the new layers.
+class DeepLabV3Plus(Network):
+    """DeepLabv3+ (Chen et al., ECCV 2018) at output stride 16, GroupNorm in the new layers.
 
     The backbone's BatchNorm statistics are frozen; its scale and shift are trained, as in the
     authors' code.
@@ -86,31 +94,25 @@ class DeepLabV3Plus(nn.Module):
     """
 
     def __init__(self, backbone: str, n_labels: int, weights: Weights = None):
-        super().__init__()
-        self.arguments = {"backbone": backbone, "n_labels": n_labels}
-        self.backbone = Backbone(backbone, weights).eval()
-        channels = self.backbone.channels
-        self.aspp = _with_group_norm(ASPP(channels[-1], [6, 12, 18], 256))  # ends in dropout .5
-        self.skip = _conv_norm_relu(channels[1], 48, 1)
+        super().__init__(backbone, weights, frozen=True, n_labels=n_labels)
+        _, low, _, _, high = self.backbone.channels
+        width, narrow = SEGMENTATION.channels, SEGMENTATION.skip_channels
+        self.aspp = _adapted(ASPP(high, list(SEGMENTATION.aspp_rates), width))
+        self.skip = _conv_norm_relu(low, narrow, 1)
         self.decoder = nn.Sequential(
-            _conv_norm_relu(256 + 48, 256, 3),
-            nn.Dropout(0.5),
-            _conv_norm_relu(256, 256, 3),
-            nn.Dropout(0.1),
-            _new(nn.Conv2d(256, n_labels, 1)),
+            _conv_norm_relu(width + narrow, width, 3),
+            nn.Dropout(SEGMENTATION.decoder_dropouts[0]),
+            _conv_norm_relu(width, width, 3),
+            nn.Dropout(SEGMENTATION.decoder_dropouts[1]),
+            _kaiming_normal_(nn.Conv2d(width, n_labels, 1)),
         )
 
-    def train(self, mode: bool = True) -> DeepLabV3Plus:
-        super().train(mode)
-        self.backbone.eval()
-        return self
-
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> logits (N, n_labels, H, W)."""
+        """(N, 3, H, W) -> logits (N, n_labels, H, W), float32 under autocast too."""
         _, low, _, _, high = self.backbone(images)
         skip = self.skip(low)
         context = _resize(self.aspp(high), skip.shape[2:])
-        return _resize(self.decoder(torch.cat([context, skip], 1)), images.shape[2:])
+        return _resize(self.decoder(torch.cat([context, skip], 1)).float(), images.shape[2:])
 
 
 def _resize(maps: Tensor, size: torch.Size) -> Tensor:
@@ -118,17 +120,20 @@ def _resize(maps: Tensor, size: torch.Size) -> Tensor:
 
 
 def _conv_norm_relu(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    convolution = _new(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False))
-    return nn.Sequential(convolution, nn.GroupNorm(4, outputs), nn.ReLU(inplace=True))
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    norm = nn.GroupNorm(SEGMENTATION.norm_groups, outputs)
+    return nn.Sequential(_kaiming_normal_(convolution), norm, nn.ReLU(inplace=True))
 
 
-def _with_group_norm(module: nn.Module) -> nn.Module:
-    """Replace torchvision's BatchNorm by GroupNorm(4) and start convolutions afresh."""
+def _adapted(module: nn.Module) -> nn.Module:
+    """torchvision's ASPP with GroupNorm for BatchNorm, the recipe's dropout and Kaiming weights."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, nn.GroupNorm(4, child.num_features))
+            setattr(module, name, nn.GroupNorm(SEGMENTATION.norm_groups, child.num_features))
+        elif isinstance(child, nn.Dropout):
+            child.p = SEGMENTATION.aspp_dropout
         elif isinstance(child, nn.Conv2d):
-            _new(child)
+            _kaiming_normal_(child)
         else:
-            _with_group_norm(child)
+            _adapted(child)
     return module
