@@ -18,15 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from core.data import images
 from core.data.datasets import DataRoot
-from core.data.scores import Scores, strided_size, upsample
-from core.data.transforms import normalize
+from core.data.scores import Scores, upsample
 from core.errors import InputError, run_main
 from core.method import cam, crf
+from core.method.boundary import edge_map
 from core.method.networks import AffinityNet
 from core.method.random_walk import random_walk
 from core.run import checkpoint, distributed, inference, options, precision
@@ -76,22 +75,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     options.add_crf(p)
     options.add_amp(p)
     return p
-
-
-def edge_map(network: AffinityNet, image: Tensor, pad_to: int) -> Tensor:
-    """Boundary probabilities (h, w) at stride 4 of one uint8 image (3, H, W).
-
-    The normalised image is zero-padded right and bottom to `pad_to`, where larger to the next
-    multiple of 32: GroupNorm then sees what it saw in training. The logits of the image and its
-    mirror image are averaged (IRN).
-    """
-    height, width = image.shape[1:]
-    pad = [pad_to - s if s <= pad_to else -s % 32 for s in (width, height)]
-    views = normalize(image[None])
-    views = torch.cat([F.pad(v, (0, pad[0], 0, pad[1])) for v in (views, views.flip(-1))])
-    h, w = strided_size((height, width))
-    straight, mirrored = network(views).float()[:, :h, :w]
-    return torch.sigmoid(straight / 2 + mirrored.flip(-1) / 2)
 
 
 def walk(file: Scores, image: Tensor, network: AffinityNet, args: argparse.Namespace) -> Tensor:

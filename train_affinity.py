@@ -23,7 +23,7 @@ from core.data.scores import Scores, upsample
 from core.data.transforms import RandomView, normalize
 from core.errors import InputError, run_main
 from core.method import crf, losses
-from core.method.affinity import confident_labels
+from core.method.boundary import at_edges, confident_labels
 from core.method.networks import AffinityNet
 from core.run import distributed, options, precision, sampling, training, weights
 from core.run.parallel import Pool
@@ -115,17 +115,14 @@ def main(argv: list[str] | None = None) -> None:
         view = RandomView(tuple(args.sides), args.crop)
         views = TrainingViews(data, ids, view, args.seed, label_folder=args.out / "labels")
 
-        def quarter(labels: Tensor) -> Tensor:
-            return labels[:, 2::4, 2::4]  # PIL's nearest resize to the size of the edge map
-
         def loss(
             photos: Tensor, boxes: Tensor, labels: Tensor, pairs: Tensor
         ) -> tuple[Tensor, dict]:
             edge = trainer.model(normalize(photos, boxes)).float().sigmoid()
-            return losses.affinity(edge, quarter(labels), args.radius, pairs), {}
+            return losses.affinity(edge, at_edges(labels), args.radius, pairs), {}
 
         for batch in trainer.batches(views):
-            pairs = losses.count_pairs(quarter(batch[2]), args.radius)
+            pairs = losses.count_pairs(at_edges(batch[2]), args.radius)
             trainer.update(batch, loss, counts=pairs)
         model = trainer.finish(data.classes)
         run.finish(model=files.digest_file(model))

@@ -1,0 +1,68 @@
+"""The labels a boundary network learns from, and the boundaries it finds (IRN, Ahn et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from core.data.images import IGNORE
+from core.data.scores import STRIDE, strided_size
+from core.data.transforms import normalize
+from core.recipe import RANDOM_WALK
+
+
+def confident_labels(foreground_labels: np.ndarray, background_labels: np.ndarray) -> np.ndarray:
+    """Labels for the affinity loss, from a strict and a generous labelling of one image.
+
+    Both integer (H, W), 0 = background. `foreground_labels` were made against a high background
+    score: a class there is certain. `background_labels` were made against a low one: background
+    there is certain. Returns uint8 (H, W): the class where the first says a class, 0 where both
+    say background, 255 (ignore) elsewhere. Raises ValueError where the shapes differ.
+    """
+    if foreground_labels.shape != background_labels.shape:
+        raise ValueError(
+            f"label maps differ in shape: {foreground_labels.shape}, {background_labels.shape}"
+        )
+    unsure = np.where(background_labels == 0, 0, IGNORE)
+    return np.where(foreground_labels > 0, foreground_labels, unsure).astype(np.uint8)
+
+
+def at_edges(labels: Tensor) -> Tensor:
+    """Label maps at the pixels of the edge map: (..., H, W) -> (..., H/4, W/4), a view.
+
+    Pixel i is the pixel 4i + 2, as in PIL's nearest resize. Raises ValueError for sides that 4
+    does not divide.
+    """
+    if labels.shape[-2] % STRIDE or labels.shape[-1] % STRIDE:
+        raise ValueError(f"the sides of label maps {tuple(labels.shape)} are no multiples of 4")
+    return labels[..., STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
+
+
+@torch.no_grad()
+def edge_map(
+    network: Callable[[Tensor], Tensor], image: Tensor, pad_to: int = RANDOM_WALK.pad_to
+) -> Tensor:
+    """Boundary probabilities of one image, its logits averaged with its mirror image's.
+
+    Args:
+        network: (2, 3, H', W') normalised images -> edge logits (2, h, w) at stride 4.
+        image: uint8 RGB (3, H, W) on the network's device.
+        pad_to: after the normalisation, right and bottom are padded with 0 up to this side, where
+            larger up to the next multiple of 32: GroupNorm then sees what it saw in training.
+
+    Returns:
+        float32 (ceil(H/4), ceil(W/4)) in [0, 1].
+    """
+    height, width = strided_size(image.shape[1:])
+    bottom, right = (
+        pad_to - side if side <= pad_to else -side % RANDOM_WALK.pad_multiple
+        for side in image.shape[1:]
+    )
+    views = normalize(image[None])
+    views = pad(torch.cat([views, views.flip(-1)]), (0, right, 0, bottom))
+    straight, mirrored = network(views)[:, :height, :width].float()
+    return torch.sigmoid(straight / 2 + mirrored.flip(-1) / 2)
