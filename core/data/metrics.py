@@ -46,19 +46,20 @@ class ConfusionMatrix:
         return 100 * self._share(self._hits())
 
     def miou(self) -> float:
-        """Mean of `iou` in percent, over the classes seen."""
+        """Mean of `iou` in percent, over the classes seen, the background included."""
         return _mean(self.iou())
 
     def fp(self) -> float:
-        """Pixels wrongly given to a class, as a fraction of its union; mean over the classes seen.
+        """Pixels wrongly given to a class, as a fraction of its union.
 
-        With `fn` it says what the IoU lacks: miou() / 100 + fp() + fn() = 1.
+        The mean over the FOREGROUND classes seen, as in the authors' evaluate.py; theirs counts a
+        class on neither side as 0. `miou` is over the background too: the three need not fit.
         """
-        return _mean(self._share(self.matrix[:, :-1].sum(0) - self._hits()))
+        return _mean(self._share(self.matrix[:, :-1].sum(0) - self._hits())[1:])
 
     def fn(self) -> float:
         """Pixels of a class that were missed, as a fraction of its union; mean as in `fp`."""
-        return _mean(self._share(self.matrix.sum(1) - self._hits()))
+        return _mean(self._share(self.matrix.sum(1) - self._hits())[1:])
 
     def _hits(self) -> np.ndarray:
         return self.matrix.diagonal()
