@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import golden
 
-from core.method.affinity import affinity, confident_labels, paths
+from core.method.affinity import affinity, paths
 
 
 def plain_affinity(edge: torch.Tensor, radius: int) -> torch.Tensor:
@@ -66,18 +66,10 @@ def test_gradient_equals_plain_autograd():
     assert torch.autograd.gradcheck(lambda e: affinity(e, 4), small)
 
 
-def test_confident_labels():
-    sure = np.array([[3, 3, 0, 0]], np.uint8)
-    generous = np.array([[3, 0, 3, 0]], np.uint8)
-    got = confident_labels(sure, generous)
-    assert got.dtype == np.uint8 and got.tolist() == [[3, 3, 255, 0]]
-
-
 def test_bad_arguments_are_refused():
     for call in (
         lambda: paths(1),
         lambda: affinity(torch.zeros(1, 1, 4, 4), 5),
-        lambda: confident_labels(np.zeros((2, 3), int), np.zeros((3, 2), int)),
     ):
         with pytest.raises(ValueError):
             call()

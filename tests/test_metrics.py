@@ -24,9 +24,9 @@ def test_golden():
     matrix += other
     np.testing.assert_allclose(matrix.iou(), g["iou"], rtol=1e-9)
     assert matrix.miou() == pytest.approx(float(g["miou"]), rel=1e-9)
+    assert matrix.iou()[1:].mean() == pytest.approx(float(g["miou_foreground"]), rel=1e-9)
     assert matrix.fp() == pytest.approx(float(g["fp"]), rel=1e-9)
     assert matrix.fn() == pytest.approx(float(g["fn"]), rel=1e-9)
-    assert matrix.iou()[1:].mean() == pytest.approx(float(g["miou_foreground"]), rel=1e-9)
 
 
 def test_matrix_equals_the_naive_loop():
@@ -43,6 +43,29 @@ def test_prediction_outside_the_classes_is_a_miss():
     matrix = confusion([1, 255, 7, -1, 255], [1, 1, 1, 1, 255], 2)
     np.testing.assert_array_equal(matrix.iou(), [np.nan, 25.0])
     assert (matrix.miou(), matrix.fp(), matrix.fn()) == (25.0, 0.0, 0.75)
+
+
+def naive_shares(pred, gt, c: int) -> tuple[float, float] | None:
+    """False positives and misses of class c over its union, pixel by pixel; None: on no side."""
+    counts = {"both": 0, "pred": 0, "gt": 0}
+    for p, t in zip(np.ravel(pred).tolist(), np.ravel(gt).tolist(), strict=True):
+        if t != 255 and c in (p, t):
+            counts["both" if p == t else "pred" if p == c else "gt"] += 1
+    union = sum(counts.values())
+    return (counts["pred"] / union, counts["gt"] / union) if union else None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fp_and_fn_of_the_foreground(seed):
+    """The background is left out, and class 3, which is on neither side."""
+    rng = np.random.default_rng(seed)
+    gt = rng.choice([0, 1, 2, 4, 5, 255], (12, 9), p=[0.5, 0.1, 0.1, 0.1, 0.1, 0.1])
+    pred = rng.choice([0, 1, 2, 4, 255], gt.shape)
+    matrix = confusion(pred, gt, 6)
+    shares = [share for c in range(1, 6) if (share := naive_shares(pred, gt, c)) is not None]
+    assert len(shares) == 4
+    found = matrix.fp(background=False), matrix.fn(background=False)
+    np.testing.assert_allclose(found, np.mean(shares, 0), rtol=1e-12)
 
 
 def test_class_on_neither_side_is_left_out():

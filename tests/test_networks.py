@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from math import prod
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import golden
 from torch import nn
 
 from core.errors import InputError
@@ -97,14 +100,62 @@ def test_deeplab_shapes_norms_and_frozen_statistics():
     assert rates == {1, 6, 12, 18}
 
 
-def test_new_layers_are_kaiming_normal():
+def convolutions(network: nn.Module) -> dict[str, nn.Conv2d]:
+    """Those of the new layers, by name."""
+    modules = network.named_modules()
+    return {n: m for n, m in modules if isinstance(m, nn.Conv2d) and not n.startswith("backbone")}
+
+
+@pytest.mark.parametrize("build", [Classifier, DeepLabV3Plus])
+def test_classifier_and_segmentation_start_kaiming_normal(build):
     torch.manual_seed(0)
-    network = DeepLabV3Plus("resnet50", 21)
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d) and not name.startswith("backbone"):
-            fan_in = module.weight[0].numel()
-            expected = (2 / fan_in) ** 0.5
-            assert module.weight.std().item() == pytest.approx(expected, rel=0.05), name
+    for name, module in convolutions(build("resnet50", 21)).items():
+        weight = module.weight.detach()
+        expected = (2 / weight[0].numel()) ** 0.5
+        assert weight.std().item() == pytest.approx(expected, rel=0.05), name
+        assert weight.abs().max() > 3 * expected, f"{name}: no normal distribution"
+
+
+def test_affinity_net_starts_from_pytorchs_default():
+    """Uniform in +-1 / sqrt(fan_in), the edge layer's bias too."""
+    torch.manual_seed(0)
+    found = convolutions(AffinityNet("resnet50"))
+    assert len(found) == 6
+    for name, module in found.items():
+        bound = module.weight[0].numel() ** -0.5
+        assert module.weight.abs().max() <= bound, name
+        assert module.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.15), name
+    assert 0 < found["edge"].bias.abs() <= 160**-0.5
+
+
+def test_deeplabs_last_bias_starts_from_pytorchs_default():
+    torch.manual_seed(0)
+    bias = DeepLabV3Plus("resnet18", 200).decoder[-1].bias
+    assert bias.abs().max() <= 1 / 16  # uniform in +-1 / sqrt(256)
+    assert bias.std().item() == pytest.approx(1 / 16 / 3**0.5, rel=0.15)
+
+
+def test_deeplab_upsamples_in_float32_under_autocast():
+    network = DeepLabV3Plus("resnet18", 3).eval()
+    coarse = []
+    network.decoder.register_forward_hook(lambda *call: coarse.append(call[2]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = network(torch.randn(1, 3, 64, 48))
+    assert coarse[0].dtype == torch.bfloat16 and logits.dtype == torch.float32
+    expected = torch.nn.functional.interpolate(
+        coarse[0].float(), (64, 48), mode="bilinear", align_corners=True
+    )
+    assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "sizes"), [(Classifier, [3]), (AffinityNet, []), (DeepLabV3Plus, [4])]
+)
+def test_arguments_build_the_network_again(build, sizes):
+    network = build("resnet18", *sizes)
+    again = build(**network.arguments)
+    assert again.arguments == network.arguments
+    again.load_state_dict(network.state_dict())
 
 
 def test_model_file_round_trip_and_refusals(tmp_path):
@@ -160,3 +211,52 @@ def test_resnest_without_timm_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match=r"requirements-resnest\.txt"):
         Classifier("resnest50", 3)
+
+
+def fill_by_formula(network: nn.Module, seed: int) -> int:
+    """The golden's weights, a function of their place in the state dict; how many there are."""
+    names = [n for n in network.state_dict() if not n.endswith("num_batches_tracked")]
+    for i, name in enumerate(names):
+        rng, tensor = np.random.default_rng((seed, i)), network.state_dict()[name]
+        if tensor.ndim > 1:
+            values = rng.standard_normal(tensor.shape) * (2 / prod(tensor.shape[1:])) ** 0.5
+        elif name.endswith(("running_var", "weight")):
+            values = rng.uniform(0.5, 1.5, tensor.shape)
+        else:
+            values = rng.standard_normal(tensor.shape) * 0.1
+        tensor.copy_(torch.from_numpy(values))
+    return len(names)
+
+
+def test_resnest_golden():
+    """The authors' ResNeSt-50 in float64, on weights that a formula gives."""
+    pytest.importorskip("timm")
+    g = golden("resnest50_stride16")
+    network = backbones.Backbone("resnest50").double().eval()
+    with torch.no_grad():
+        assert fill_by_formula(network, int(g["seed"])) == g["tensors"]
+        taps = network(torch.from_numpy(g["image"]))
+    for name, tap in (("layer3", taps[3]), ("layer4", taps[4])):
+        expected = torch.from_numpy(g[name])
+        error = (tap[:, ::16] - expected).abs().max() / (expected.max() - expected.min())
+        assert error < 1e-12, f"{name} is off by {error:.1e} of its range"
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("resnest50", 3), ("resnest101", 3), ("resnest269", 8)]
+)
+def test_resnest_layer4_is_dilated_after_its_first_block(name, blocks):
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        network = backbones.Backbone(name).eval()
+        taps = network(torch.zeros(1, 3, 64, 96))
+    assert taps[4].shape == (1, 2048, 4, 6) and len(network.layer4) == blocks
+    for where, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            layer, _, rest = where.partition(".")
+            late = layer == "layer4" and not rest.startswith("0.")
+            wide = late and module.kernel_size == (3, 3)
+            assert module.dilation == ((2, 2) if wide else (1, 1)), where
+            assert not wide or module.padding == (2, 2), where
+        if isinstance(module, nn.Conv2d | nn.AvgPool2d) and where.startswith("layer4"):
+            assert module.stride in (1, (1, 1)), where

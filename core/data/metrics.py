@@ -46,19 +46,22 @@ class ConfusionMatrix:
         return 100 * self._share(self._hits())
 
     def miou(self) -> float:
-        """Mean of `iou` in percent, over the classes seen."""
+        """Mean of `iou` in percent, over the classes seen, the background included."""
         return _mean(self.iou())
 
-    def fp(self) -> float:
+    def fp(self, background: bool = True) -> float:
         """Pixels wrongly given to a class, as a fraction of its union; mean over the classes seen.
 
-        With `fn` it says what the IoU lacks: miou() / 100 + fp() + fn() = 1.
+        The authors' code has both: its training log's mean counts the background in, its
+        evaluate.py's does not. With it, miou() / 100 + fp() + fn() = 1.
         """
-        return _mean(self._share(self.matrix[:, :-1].sum(0) - self._hits()))
+        false = self.matrix[:, :-1].sum(0) - self._hits()
+        return _mean(self._share(false)[0 if background else 1 :])
 
-    def fn(self) -> float:
+    def fn(self, background: bool = True) -> float:
         """Pixels of a class that were missed, as a fraction of its union; mean as in `fp`."""
-        return _mean(self._share(self.matrix.sum(1) - self._hits()))
+        missed = self.matrix.sum(1) - self._hits()
+        return _mean(self._share(missed)[0 if background else 1 :])
 
     def _hits(self) -> np.ndarray:
         return self.matrix.diagonal()

@@ -47,7 +47,10 @@ def best_class(file: Scores) -> tuple[np.ndarray, np.ndarray]:
 
 
 def figures(matrix: ConfusionMatrix, classes: list[str]) -> dict[str, Any]:
-    """The contract's figures of a confusion matrix; NaN (a class nowhere) becomes None."""
+    """The figures of a confusion matrix for people and JSON; NaN (a class nowhere) becomes None.
+
+    `fp` and `fn` are those of the released evaluate.py: over the foreground.
+    """
     iou = {
         name: None if np.isnan(value) else round(float(value), 4)
         for name, value in zip(["background", *classes], matrix.iou(), strict=True)
@@ -55,6 +58,6 @@ def figures(matrix: ConfusionMatrix, classes: list[str]) -> dict[str, Any]:
     return {
         "miou": round(float(matrix.miou()), 4),
         "iou": iou,
-        "fp": round(float(matrix.fp()), 6),
-        "fn": round(float(matrix.fn()), 6),
+        "fp": round(matrix.fp(background=False), 6),
+        "fn": round(matrix.fn(background=False), 6),
     }

@@ -1,4 +1,4 @@
-"""Pairs of neighbouring pixels: their paths, their affinity and the labels it is learned from.
+"""Pairs of neighbouring pixels: their paths and their affinity.
 
 IRN (Ahn et al., CVPR 2019): two pixels are alike unless a boundary lies between them.
 """
@@ -127,19 +127,3 @@ def affinity(edge: Tensor, radius: int) -> Tensor:
     batch = edge if edge.ndim == 3 else edge[None]
     pairs = pair_affinity(pad(batch, (reach, reach, 0, reach), value=1.0), radius)
     return pairs if edge.ndim == 3 else pairs[0]
-
-
-def confident_labels(foreground_labels: np.ndarray, background_labels: np.ndarray) -> np.ndarray:
-    """Labels for the affinity loss, from a strict and a generous labelling of one image.
-
-    Both integer (H, W), 0 = background. `foreground_labels` were made against a high background
-    score: a class there is certain. `background_labels` were made against a low one: background
-    there is certain. Returns uint8 (H, W): the class where the first says a class, 0 where both
-    say background, 255 (ignore) elsewhere. Raises ValueError where the shapes differ.
-    """
-    if foreground_labels.shape != background_labels.shape:
-        raise ValueError(
-            f"label maps differ in shape: {foreground_labels.shape}, {background_labels.shape}"
-        )
-    unsure = np.where(background_labels == 0, 0, 255)
-    return np.where(foreground_labels > 0, foreground_labels, unsure).astype(np.uint8)

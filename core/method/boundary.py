@@ -42,7 +42,7 @@ def at_edges(labels: Tensor) -> Tensor:
     return labels[..., STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def edge_map(
     network: Callable[[Tensor], Tensor], image: Tensor, pad_to: int = RANDOM_WALK.pad_to
 ) -> Tensor:

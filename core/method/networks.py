@@ -104,7 +104,7 @@ class DeepLabV3Plus(Network):
             nn.Dropout(SEGMENTATION.decoder_dropouts[0]),
             _conv_norm_relu(width, width, 3),
             nn.Dropout(SEGMENTATION.decoder_dropouts[1]),
-            nn.Conv2d(width, n_labels, 1),
+            _kaiming_normal_(nn.Conv2d(width, n_labels, 1)),
         )
 
     def forward(self, images: Tensor) -> Tensor:
