@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from core import recipe
 from core.data.datasets import DataRoot, TrainingViews
@@ -20,9 +21,10 @@ from core.errors import InputError
 from core.method import losses
 from core.method.boundary import at_edges
 from core.method.networks import AffinityNet
-from core.run import distributed, optimizer, options, precision, record, training, weights
+from core.run import distributed, optimizer, options, precision, record, weights
 from core.run.main import run_main
 from core.run.record import Run
+from core.run.training import Plan, Trainer
 
 
 def get_args_parser() -> options.Parser:
@@ -43,12 +45,24 @@ def get_args_parser() -> options.Parser:
     return p
 
 
+def step(trainer: Trainer, batch: list[Tensor], radius: int = recipe.AFFINITY.radius) -> None:
+    """One update on a batch of `trainer.batches`: an edge only between unlike pairs (IRN)."""
+    # What the three means of the loss are over, in the whole global batch.
+    pairs = trainer.mean_count(losses.count_pairs(at_edges(batch[2]), radius))
+    for images, labels in trainer.microbatches(batch):  # (n, 3, crop, crop), (n, crop, crop)
+        with trainer.autocast():
+            edge = trainer.network(images).float().sigmoid()  # (n, crop/4, crop/4)
+            loss = losses.affinity(edge, at_edges(labels), radius, pairs)
+        trainer.backward(loss)
+    trainer.update()
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
-    plan = training.Plan.of(args, len(ids), device)
+    plan = Plan.of(args, len(ids), device)
     if args.crop % 16:
         raise InputError(f"--crop {args.crop} is not divisible by 16")
     if args.radius < 2 or args.crop // 4 <= 2 * (args.radius - 1):
@@ -61,29 +75,19 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {
         "data": data.digest(ids),
         "labels": record.read_labels(args.labels, ids, data.classes),
-        "weights": training.weights_digest(args.weights),
+        "weights": weights.digest(args.weights),
     }
     with Run("train_affinity", args, device, "model", data.classes, inputs, plan.resolved()) as run:
         if run.finished:
             return
         groups = optimizer.one_group(network, args.weight_decay)
-        trainer = training.Trainer(run, network, groups, plan)
-        network = trainer.network
+        trainer = Trainer(network, groups, plan, args.out, device)
         view = RandomView(args.sides, args.crop)
         views = TrainingViews(data, ids, view, args.seed, label_folder=args.labels)
-
         for batch in trainer.batches(views):
-            # What the three means of the loss are over, in the whole global batch.
-            pairs = trainer.mean_count(losses.count_pairs(at_edges(batch[2]), args.radius))
-            for images, labels in trainer.microbatches(
-                batch
-            ):  # (n, 3, crop, crop), (n, crop, crop)
-                with trainer.autocast():
-                    edge = network(images)  # logits (n, crop/4, crop/4)
-                edge = edge.float().sigmoid()
-                trainer.backward(losses.affinity(edge, at_edges(labels), args.radius, pairs))
-            trainer.update()
+            step(trainer, batch, args.radius)
         trainer.finish(data.classes)
+        run.finish(steps=trainer.step)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch import Tensor
 
 from core import recipe
 from core.data.datasets import DataRoot, TrainingViews
@@ -21,9 +22,10 @@ from core.errors import InputError
 from core.method import losses
 from core.method.networks import Classifier
 from core.method.puzzle import merge, tile
-from core.run import distributed, optimizer, options, precision, training, weights
+from core.run import distributed, optimizer, options, precision, weights
 from core.run.main import run_main
 from core.run.record import Run
+from core.run.training import Plan, Trainer
 
 
 def get_args_parser() -> options.Parser:
@@ -68,13 +70,35 @@ def flat_maps(row: dict[str, float], alpha: float) -> str | None:
     )
 
 
+def step(
+    trainer: Trainer,
+    batch: list[Tensor],
+    alpha: float,
+    grid: int = recipe.CLASSIFICATION.grid,
+    p_cls: bool = True,
+    re: bool = True,
+    masked: bool = True,
+) -> None:
+    """One update on a batch of `trainer.batches`: L = L_cls + L_p-cls + alpha * L_re."""
+    network = trainer.network
+    for images, labels in trainer.microbatches(batch):  # (n, 3, crop, crop), (n, C)
+        with trainer.autocast():
+            a = network(images)  # A: class maps (n, C, crop/16, crop/16) of the images
+            a_re = None  # A_re: those of their tiles, put together again
+            if p_cls or re:
+                a_re = merge(network(tile(images, grid)), grid)
+            loss, terms = losses.puzzle(a, a_re, labels, alpha, p_cls, re, masked)
+        trainer.backward(loss, **terms)
+    trainer.update()
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
     labels = data.image_labels(ids)
-    plan = training.Plan.of(args, len(ids), device)
+    plan = Plan.of(args, len(ids), device)
     if args.crop % (16 * args.grid):
         raise InputError(f"--crop {args.crop} is not divisible by 16 x --grid {args.grid}")
     precision.set_determinism(args.deterministic, device)
@@ -84,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
 
     inputs = {
         "data": data.digest(ids, labels),
-        "weights": training.weights_digest(args.weights),
+        "weights": weights.digest(args.weights),
     }
     with Run(
         "train_classification", args, device, "model", data.classes, inputs, plan.resolved()
@@ -93,25 +117,14 @@ def main(argv: list[str] | None = None) -> None:
             return
         groups = optimizer.parameter_groups(network, args.weight_decay, start is not None)
         warn = functools.partial(flat_maps, alpha=args.alpha) if args.re else None
-        trainer = training.Trainer(run, network, groups, plan, warn)
-        network = trainer.network
-        views = TrainingViews(data, ids, RandomView(args.sides, args.crop), args.seed, labels)
-
-        for batch in trainer.batches(views):
+        trainer = Trainer(network, groups, plan, args.out, device, warn)
+        view = RandomView(args.sides, args.crop)
+        for batch in trainer.batches(TrainingViews(data, ids, view, args.seed, labels)):
             alpha = losses.alpha(trainer.step, plan.max_step, args.alpha, args.alpha_ramp)
-            for images, targets in trainer.microbatches(batch):  # (n, 3, crop, crop), (n, C)
-                with trainer.autocast():
-                    a = network(images)  # A: class maps (n, C, crop/16, crop/16) of the images
-                    a_re = None  # A_re: those of their tiles, put together again
-                    if args.p_cls or args.re:
-                        a_re = merge(network(tile(images, args.grid)), args.grid)
-                # L = L_cls + L_p-cls + alpha * L_re
-                loss, terms = losses.puzzle(
-                    a, a_re, targets, alpha, args.p_cls, args.re, masked=args.masking == "labels"
-                )
-                trainer.backward(loss, **terms)
-            trainer.update()
+            masked = args.masking == "labels"
+            step(trainer, batch, alpha, args.grid, args.p_cls, args.re, masked)
         trainer.finish(data.classes)
+        run.finish(steps=trainer.step)
 
 
 if __name__ == "__main__":

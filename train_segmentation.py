@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from core import recipe
 from core.data.datasets import DataRoot, TrainingViews
@@ -20,9 +21,10 @@ from core.data.images import IGNORE
 from core.data.transforms import RandomView
 from core.errors import InputError
 from core.method.networks import DeepLabV3Plus
-from core.run import distributed, optimizer, options, precision, record, training, weights
+from core.run import distributed, optimizer, options, precision, record, weights
 from core.run.main import run_main
 from core.run.record import Run
+from core.run.training import Plan, Trainer
 
 
 def get_args_parser() -> options.Parser:
@@ -42,12 +44,24 @@ def get_args_parser() -> options.Parser:
     return p
 
 
+def step(trainer: Trainer, batch: list[Tensor]) -> None:
+    """One update on a batch of `trainer.batches`: cross-entropy of the labelled pixels."""
+    # The mean is over the labelled pixels of the whole global batch.
+    valid = trainer.mean_count((batch[2] != IGNORE).sum())
+    for images, labels in trainer.microbatches(batch):  # (n, 3, crop, crop), (n, crop, crop)
+        with trainer.autocast():
+            logits = trainer.network(images).float()  # (n, C + 1, crop, crop)
+            loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum")
+        trainer.backward(loss / valid)
+    trainer.update()
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
-    plan = training.Plan.of(args, len(ids), device)
+    plan = Plan.of(args, len(ids), device)
     if args.crop % 16:
         raise InputError(f"--crop {args.crop} is not divisible by 16")
     precision.set_determinism(args.deterministic, device)
@@ -58,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {
         "data": data.digest(ids),
         "labels": record.read_labels(args.labels, ids, data.classes),
-        "weights": training.weights_digest(args.weights),
+        "weights": weights.digest(args.weights),
     }
     with Run(
         "train_segmentation", args, device, "model", data.classes, inputs, plan.resolved()
@@ -66,25 +80,13 @@ def main(argv: list[str] | None = None) -> None:
         if run.finished:
             return
         groups = optimizer.parameter_groups(network, args.weight_decay, start is not None)
-        trainer = training.Trainer(run, network, groups, plan)
-        network = trainer.network
+        trainer = Trainer(network, groups, plan, args.out, device)
         view = RandomView(args.sides, args.crop)
         views = TrainingViews(data, ids, view, args.seed, label_folder=args.labels)
-
         for batch in trainer.batches(views):
-            # The loss is a mean over the labelled pixels of the whole global batch.
-            valid = trainer.mean_count((batch[2] != IGNORE).sum())
-            for images, labels in trainer.microbatches(
-                batch
-            ):  # (n, 3, crop, crop), (n, crop, crop)
-                with trainer.autocast():
-                    logits = network(images)  # (n, C + 1, crop, crop)
-                total = F.cross_entropy(
-                    logits.float(), labels.long(), ignore_index=IGNORE, reduction="sum"
-                )
-                trainer.backward(total / valid)
-            trainer.update()
+            step(trainer, batch)
         trainer.finish(data.classes)
+        run.finish(steps=trainer.step)
 
 
 if __name__ == "__main__":

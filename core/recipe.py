@@ -35,8 +35,13 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Training:
-    """What the three trainings share."""
+    """What the three trainings share; the values of the first five are each one's own."""
 
+    epochs: int
+    lr: float
+    weight_decay: float
+    momentum: float
+    sides: tuple[int, int]
     batch_size: int = 32  # over all GPUs; the last, partial batch of an epoch is dropped
     crop: int = 512  # random crop; a smaller image lies at a random place in it
     flip: float = 0.5  # probability

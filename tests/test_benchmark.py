@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-import train_classification
+from core import recipe
 from core.data.transforms import SCALES, RandomView, normalize
 from core.method import crf, losses
 from core.method.cam import multi_scale, of_classes
 from core.method.puzzle import merge, tile
 from core.method.random_walk import random_walk
 from tools import benchmark
-from tools.benchmarking import references, steps
+from tools.benchmarking import references, steps, training
 from tools.benchmarking.chart import draw_chart
 from tools.benchmarking.data import data_root
 from tools.benchmarking.measure import Bench
@@ -97,8 +97,7 @@ def test_the_usual_puzzle_loss_is_ours():
     torch.manual_seed(0)
     images, labels = torch.randn(2, 3, 32, 32), torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     network = nn.Conv2d(3, 3, 16, 16)
-    args = train_classification.get_args_parser().parse_args(["--data", ".", "--out", "."])
-    ours, _ = train_classification.puzzle_loss(network, images, labels, 2.0, args)
+    ours, _ = losses.puzzle(network(images), merge(network(tile(images))), labels, 2.0)
     torch.testing.assert_close(references.puzzle_loss(network, images, labels, 2.0), ours)
     assert torch.equal(references.tile(images), tile(images))
     assert torch.equal(references.merge(tile(images)), merge(tile(images)))
@@ -138,16 +137,16 @@ def test_one_step_of_both_trainings_moves_the_weights_alike(bench):
     network.backbone = nn.Conv2d(3, 4, 48, 16, padding=16)
     network.classifier = nn.Conv2d(4, 20, 1, bias=False)
     batch = steps.step_batch(bench, labelled=False)
-    args = steps.arguments(bench, train_classification, "off")
-    usual = copy.deepcopy(network)
+    plan = steps.plan_of(bench, recipe.CLASSIFICATION, "off")
 
     def loss(network, views, labels):
         return references.puzzle_loss(network, views, labels, 2.0)
 
-    steps.usual_step(bench, usual, batch, loss, args)()
-    stack, make = steps.puzzle_step(bench, batch, network, "off")
-    with stack:
-        ours = make()().network
+    usual, ours = copy.deepcopy(network), copy.deepcopy(network)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps.copy, "deepcopy", lambda made: made)  # train the very network
+        steps.usual_step(bench, usual, batch, loss, plan)()
+        steps.our_step(bench, ours, batch, plan, training.puzzle_step)()
     for our, theirs in zip(ours.parameters(), usual.parameters(), strict=True):
         torch.testing.assert_close(our, theirs, rtol=1e-5, atol=1e-8)
     assert not torch.equal(usual.classifier.weight, network.classifier.weight)

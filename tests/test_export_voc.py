@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from core.data.images import voc_palette
-from core.errors import InputError, run_main
+from core.errors import InputError
 from core.files import write_json
+from core.run.main import run_main
 from tools import export_voc
 
 IDS = ["2008_000001", "2008_000002", "2008_000003"]

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from core.data.images import voc_palette
-from core.errors import InputError, run_main
+from core.errors import InputError
+from core.run.main import run_main
 from tools import make_shapes
 
 

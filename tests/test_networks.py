@@ -15,7 +15,7 @@ from torch import nn
 from core.errors import InputError
 from core.method import backbones
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
-from core.run import checkpoint, training, weights
+from core.run import checkpoint, optimizer, weights
 
 
 @pytest.mark.parametrize("name", backbones.TORCHVISION)
@@ -162,17 +162,17 @@ def test_model_file_round_trip_and_refusals(tmp_path):
     path = tmp_path / "model.pt"
     network = Classifier("resnet18", 2)
     checkpoint.save_model(path, network, ["a", "b"])
-    again = checkpoint.load_model(path, Classifier, ["a", "b"])
+    again = checkpoint.load_model(path, (Classifier,), ["a", "b"])
     assert again.classes == ["a", "b"] and not again.training
     assert torch.equal(again.classifier.weight, network.classifier.weight)
     with pytest.raises(InputError, match="other classes"):
-        checkpoint.load_model(path, Classifier, ["a", "c"])
+        checkpoint.load_model(path, (Classifier,), ["a", "c"])
     with pytest.raises(InputError, match="holds a Classifier"):
-        checkpoint.load_model(path, AffinityNet, None)
+        checkpoint.load_model(path, (AffinityNet,), None)
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
     with pytest.raises(InputError, match="truncated"):
-        checkpoint.load_model(path, Classifier, None)
+        checkpoint.load_model(path, (Classifier,), None)
     with pytest.raises(InputError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "none.pt")
 
@@ -203,7 +203,7 @@ def test_resnest_taps_stride_groups_and_weights(name, tmp_path):
         assert AffinityNet(name)(images).shape == (1, 16, 16)
     assert [t.shape[1] for t in taps] == network.backbone.channels
     assert [64 // t.shape[2] for t in taps] == [4, 4, 8, 16, 16]
-    groups = training.parameter_groups(network, 1e-4, pretrained=True)
+    groups = optimizer.parameter_groups(network, 1e-4, pretrained=True)
     assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from core.data.datasets import DataRoot
 from core.data.images import read_label, voc_palette, write_label
-from core.errors import InputError, run_main
+from core.errors import InputError
+from core.run.main import run_main
 from tools import prepare_voc
 
 TRAIN, SBD_ONLY, VAL = "2007_000032", "2008_000008", "2007_000033"  # real ids, other pictures

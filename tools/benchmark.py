@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from a
 import torch
 
 from core import files
-from core.errors import InputError, run_main
+from core.errors import InputError
 from core.run import distributed, options
+from core.run.main import run_main
 from core.run.parallel import cpu_count
 from tools.benchmarking import inference, refinement, training
 from tools.benchmarking.chart import draw_chart
@@ -49,7 +50,7 @@ ON_REQUEST = {"cpu": {"compile"}, "cuda": set()}  # what takes too long to come 
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    p = options.parser(__doc__)
+    p = options.Parser(__doc__)
     p.add_argument(
         "--stages", nargs="+", choices=STAGES, metavar="STAGE",
         help=f"of {', '.join(STAGES)}; without it all, but compile on GPUs only",

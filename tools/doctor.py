@@ -27,7 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 # What needs torch is imported in the checks: torch may be broken.
 from core import files
-from core.errors import InputError, run_main
+from core.errors import InputError
+from core.run.main import run_main
 from tools.budget import GIB, TRAININGS, data_facts, disk_bytes, training_bytes
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists

@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core.data.images import write_label
-from core.errors import InputError, run_main
+from core.errors import InputError
 from core.files import read_json, write_json, write_text
 from core.run import options
+from core.run.main import run_main
 
 CLASSES = ("bar", "chequer", "cross", "ring", "wedge")  # named after the symbol on the head
 DESIGN = 5  # raise it when a change to the drawing changes the images

@@ -25,9 +25,10 @@ from tools.predict import Options, segment
 from core import files
 from core.data import images, visual
 from core.data.datasets import DataRoot
-from core.errors import InputError, run_main
+from core.errors import InputError
 from core.method.networks import DeepLabV3Plus
 from core.run import checkpoint, distributed, options
+from core.run.main import run_main
 from tools.reporting.pictures import TITLES, Cell, StageFolders, image_iou, mean_iou
 
 DEMO = {"cams": "cam", "scores": "rw", "labels": "pseudo", "predictions": "predictions"}

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from a
 from core import files
 from core.data import images
 from core.data.datasets import VOC_CLASSES, DataRoot
-from core.errors import InputError, run_main
+from core.errors import InputError
 from core.run import options
+from core.run.main import run_main
 from core.run.parallel import Pool
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists and image labels

@@ -17,8 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
-from core.errors import InputError, run_main
+from core.errors import InputError
 from core.run import options
+from core.run.main import run_main
 from tools.reporting.collect import collect
 from tools.reporting.content import build
 from tools.reporting.gallery import Choice

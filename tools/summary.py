@@ -19,8 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
-from core.errors import InputError, run_main
+from core.errors import InputError
 from core.run import options
+from core.run.main import run_main
 
 ROWS = {  # name on the command line -> key in metrics.json, row of the table
     "plain": ("cam_plain", "plain CAM, train"),

@@ -17,15 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from core.data.transforms import normalize
 from core.errors import InputError
-from core.run import checkpoint, distributed, parallel, precision, record
+from core.run import checkpoint, distributed, parallel, precision
 from core.run.optimizer import poly_lr, sgd
-from core.run.record import Log, Run
+from core.run.record import Log
 from core.run.sampling import GlobalBatches
-
-
-def weights_digest(weights: str) -> str:
-    """What --weights stands for: its keyword, or the digest of the file."""
-    return weights if weights in ("none", "imagenet") else record.read_model(Path(weights))
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ class Plan:
 class Trainer:
     """SGD on one of the three networks; goes on from `OUT/last.pt` where there is one.
 
-        trainer = Trainer(run, network, groups, plan)
+        trainer = Trainer(network, groups, plan, out, device)
         for batch in trainer.batches(views):                     # on the device, step by step
             for images, targets in trainer.microbatches(batch):  # normalised
                 with trainer.autocast():
@@ -106,8 +101,10 @@ class Trainer:
             trainer.update()
         trainer.finish(classes)
 
-    `warn` looks at the means of each log row; what it returns goes into the row as `warning`, and
-    to stderr once.
+    Args:
+        groups: see `core.run.optimizer`. out: where `last.pt`, `log.jsonl` and `model.pt` go.
+        warn: looks at the means of each log row; what it returns goes into the row as `warning`,
+            and to stderr once.
 
     Attributes:
         step: updates done. network: what the loss must call: on the device, wrapped for several
@@ -116,19 +113,15 @@ class Trainer:
 
     def __init__(
         self,
-        run: Run,
         network: nn.Module,
         groups: list[dict],
         plan: Plan,
+        out: Path,
+        device: torch.device,
         warn: Callable[[dict[str, float]], str | None] | None = None,
     ):
-        self.run, self.plan, self.device, self.warn, self.warned = (
-            run,
-            plan,
-            run.device,
-            warn,
-            False,
-        )
+        self.plan, self.out, self.device = plan, out, device
+        self.warn, self.warned = warn, False
         if plan.sync_bn:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.plain = network.to(self.device, memory_format=torch.channels_last)
@@ -141,11 +134,11 @@ class Trainer:
         self.rows: list[Tensor] = []  # of the microbatches since the last update
         self.pending: list[Tensor] = []  # of the updates since the last row of the log
         self.names: list[str] = []
-        last = run.out / "last.pt"
+        last = out / "last.pt"
         if last.exists():
             log_bytes = self._resume(last)
         distributed.check_same(self.step, "the step to go on from")
-        self.log = Log(run.out / "log.jsonl", log_bytes) if distributed.is_main() else None
+        self.log = Log(out / "log.jsonl", log_bytes) if distributed.is_main() else None
         self._wrap()
 
     def _wrap(self) -> None:
@@ -193,7 +186,7 @@ class Trainer:
             worker_init_fn=parallel.ignore_interrupts,
             prefetch_factor=4 if plan.workers else None,
         )
-        self.bar = distributed.progress(plan.max_step, self.run.stage, "step", self.step)
+        self.bar = distributed.progress(plan.max_step, self.out.name, "step", self.step)
         self.plain.train()
         with self.bar:
             ahead: list[Tensor] | None = None
@@ -202,12 +195,12 @@ class Trainer:
             for batch in loading:  # one batch is copied while the one before is computed
                 batch = [t.to(self.device, non_blocking=True) for t in batch]
                 if ahead is not None:
-                    yield self._begin(ahead)
+                    yield self.begin(ahead)
                 ahead = batch
             if ahead is not None:
-                yield self._begin(ahead)
+                yield self.begin(ahead)
 
-    def _begin(self, batch: list[Tensor]) -> list[Tensor]:
+    def begin(self, batch: list[Tensor]) -> list[Tensor]:
         """Set what an update depends on beside its batch; both are functions of the step."""
         for group in self.optimizer.param_groups:
             group["lr"] = poly_lr(self.step, self.plan.max_step, self.plan.lr) * group["scale"]
@@ -287,7 +280,7 @@ class Trainer:
         return rows
 
     def _stop(self, what: str) -> None:
-        last = self.run.out / "last.pt"
+        last = self.out / "last.pt"
         good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint yet"
         raise InputError(f"{what}; {good}; lower --lr or try --amp off")
 
@@ -320,7 +313,7 @@ class Trainer:
             return
         pending = torch.stack(self.pending) if self.pending else torch.zeros(0)
         checkpoint.save(
-            self.run.out / "last.pt",
+            self.out / "last.pt",
             {
                 "step": self.step,
                 "network": self.plain.state_dict(),
@@ -333,7 +326,6 @@ class Trainer:
         )
 
     def finish(self, classes: list[str]) -> None:
-        """Write `model.pt` and mark the run complete."""
+        """Write `model.pt`."""
         if distributed.is_main():
-            checkpoint.save_model(self.run.out / "model.pt", self.plain, classes)
-        self.run.finish(steps=self.step)
+            checkpoint.save_model(self.out / "model.pt", self.plain, classes)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.errors import InputError
 from core.method.backbones import TIMM, TORCHVISION, Backbone, import_timm
-from core.run import checkpoint
+from core.run import checkpoint, record
 
 IMAGENET = {  # the ImageNet weights of the paper are torchvision's first set
     name: torchvision.models.get_model_weights(name).IMAGENET1K_V1 for name in TORCHVISION
@@ -45,6 +45,11 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
     state = {k: v for k, v in state.items() if not str(k).startswith("fc.")}
     checkpoint.check_weights(backbone, state, source)
     return state
+
+
+def digest(weights: str) -> str:
+    """What --weights stands for: its keyword, or the digest of the file."""
+    return weights if weights in ("none", "imagenet") else record.read_model(Path(weights))
 
 
 def _download(name: str) -> dict[str, Tensor]:

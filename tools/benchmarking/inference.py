@@ -16,13 +16,14 @@ from core.method.affinity import paths
 from core.method.cam import of_classes, sum_scales
 from core.method.networks import Classifier
 from core.method.random_walk import random_walk
+from core.recipe import EVALUATION, RANDOM_WALK
 from core.run import inference, precision
 from tools.benchmarking import measure, references, rows
 from tools.benchmarking.data import SPLIT, data_root, write_cams
 from tools.benchmarking.measure import Bench, Work
 
-RADIUS, BETA, LOG2_STEPS = 5, 10.0, 8  # make_pseudo_labels.py's defaults
-THRESHOLDS = [round(0.05 * i, 2) for i in range(1, 16)]
+RADIUS, BETA, LOG2_STEPS = RANDOM_WALK.radius, RANDOM_WALK.beta, RANDOM_WALK.log2_steps
+THRESHOLDS = EVALUATION.paper_thresholds
 BATCH_IMAGES = 4  # make_cam.py's default
 Rows = Iterator[dict[str, Any]]
 
@@ -33,6 +34,7 @@ def cams(bench: Bench) -> Rows:
     batches = 16 if bench.device.type == "cuda" else 1  # to hide the start of the loader processes
     ids = [i for _ in range(batches) for i in data.ids(SPLIT)[:BATCH_IMAGES]]
     labels = data.image_labels(ids)
+    pictures = {i: data.image_path(i) for i in ids}
     network = Classifier(bench.backbone, 20).eval()
     groups = [ids[i : i + BATCH_IMAGES] for i in range(0, len(ids), BATCH_IMAGES)]
     workers = 4 if bench.device.type == "cuda" else 0  # the CPU is busy with the network
@@ -43,7 +45,9 @@ def cams(bench: Bench) -> Rows:
 
         @torch.inference_mode()
         def run() -> None:
-            views = inference.pyramids(data, groups, SCALES, workers, bench.device, "cams")
+            views = inference.pyramids(
+                pictures, groups, SCALES, max(bench.size), workers, bench.device, "cams"
+            )
             for group, copies, size in views:
                 with autocast:
                     sums = sum_scales(ready, copies, size)
@@ -127,7 +131,8 @@ def evaluation(bench: Bench) -> Rows:
     results: dict[str, list[float]] = {}
 
     def ours() -> None:
-        sweep = scoring.cams(data, ids, bench.folder / "cams", "SegmentationClass", THRESHOLDS)
+        folder = bench.folder / "cams"
+        sweep = scoring.scores(data, folder, "SegmentationClass", THRESHOLDS, ids)
         results["ours"] = [matrix.miou() for matrix in sweep.confusions()]
 
     def reference() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,10 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-import train_affinity
+from core import recipe
 from core.data import images
 from core.method import crf
+from core.run.inference import images_and_scores
 from core.run.parallel import Pool, cpu_count
+from make_affinity_labels import Labelling
 from tools.benchmarking import measure, references, rows
 from tools.benchmarking.data import SPLIT, data_root, write_cams
 from tools.benchmarking.measure import CPU, Bench, Work
@@ -32,22 +33,30 @@ def _has_pydensecrf(stage: str) -> bool:
     return False
 
 
-def _label_arguments(bench: Bench) -> argparse.Namespace:
-    """What train_affinity.label_image needs of the script's options."""
+def _labelling(bench: Bench, ids: list[str], device: torch.device) -> tuple[Labelling, list[tuple]]:
+    """What make_affinity_labels.py does with an image, and its tasks."""
     write_cams(bench)
     out = bench.folder / "affinity"
-    (out / "labels").mkdir(parents=True, exist_ok=True)
-    return train_affinity.get_args_parser().parse_args(
-        ["--data", ".", "--cams", str(bench.folder / "cams"), "--out", str(out)]
+    out.mkdir(exist_ok=True)
+    chosen = recipe.AFFINITY_LABELS
+    labelling = Labelling(
+        out,
+        chosen.foreground_threshold,
+        chosen.background_threshold,
+        chosen.crf_iterations,
+        "torch",
+        device,
     )
+    return labelling, list(images_and_scores(data_root(bench), ids, bench.folder / "cams", 0))
 
 
 def affinity_labels(bench: Bench) -> Rows:
     """Two 10-iteration CRFs with 3 labels an image, file to file, on one core (and on a GPU)."""
     if not _has_pydensecrf("affinity labels"):
         return
-    data, args = data_root(bench), _label_arguments(bench)
+    data = data_root(bench)
     ids = data.ids(SPLIT)[:4]
+    labelling = _labelling(bench, ids, CPU)[0]
     usual = bench.folder / "affinity-usual"
     usual.mkdir(exist_ok=True)
 
@@ -57,11 +66,11 @@ def affinity_labels(bench: Bench) -> Rows:
             references.affinity_label(data.image_path(i), cams, usual / f"{i}.png")
 
     def ours() -> None:
-        for i in ids:
-            train_affinity.label_image(data, i, args, CPU)
+        for task in images_and_scores(data, ids, bench.folder / "cams", 0):
+            labelling(*task)
 
     def agreement() -> float:
-        pairs = [(args.out / "labels" / f"{i}.png", usual / f"{i}.png") for i in ids]
+        pairs = [(labelling.out / f"{i}.png", usual / f"{i}.png") for i in ids]
         return float(
             np.mean([np.array(Image.open(a)) == np.array(Image.open(b)) for a, b in pairs])
         )
@@ -70,11 +79,11 @@ def affinity_labels(bench: Bench) -> Rows:
     yield rows.row(
         bench, "affinity labels, per core", found, "ms/image",
         f"{CORE}; the two passes share one lattice", items=len(ids), target=1.4,
-        agreement=agreement(), note="--crf-backend auto. Reference: a new DenseCRF2D per pass",
+        agreement=agreement(), note="in torch, the default. Reference: a new DenseCRF2D per pass",
     )  # fmt: skip
     if bench.device.type == "cuda":
         with Pool(0, bench.device) as pool:
-            found = _pooled(bench, pool, [(data, i, args, bench.device) for i in ids], reference)
+            found = _pooled(bench, pool, *_labelling(bench, ids, bench.device), reference)
         yield rows.row(
             bench, f"affinity labels, {pool.jobs} images in flight", found, "ms/image",
             "the GPU: sorting the lattice's keys, then memory", items=len(ids),
@@ -83,12 +92,16 @@ def affinity_labels(bench: Bench) -> Rows:
 
 
 def _pooled(
-    bench: Bench, pool: Pool, tasks: list[tuple], reference: Callable[[], object]
+    bench: Bench,
+    pool: Pool,
+    labelling: Labelling,
+    tasks: list[tuple],
+    reference: Callable[[], object],
 ) -> measure.Measured:
     """Affinity labels through a pool against the reference."""
 
     def ours() -> None:
-        for _ in pool.map(train_affinity.label_image, tasks):
+        for _ in pool.map(labelling, tasks):
             pass
 
     return measure.compare(bench, lambda: ours, lambda: reference, 5, bench.device)
@@ -96,19 +109,19 @@ def _pooled(
 
 def parallel(bench: Bench) -> Rows:
     """The affinity labels with one process per core against one process."""
-    data, args = data_root(bench), _label_arguments(bench)
     jobs = min(cpu_count(), bench.threads)
-    ids = data.ids(SPLIT)[: 2 if bench.quick else 8]
-    tasks = [(data, i, args, CPU) for i in ids] * jobs
+    ids = data_root(bench).ids(SPLIT)[: 2 if bench.quick else 8]
+    labelling, tasks = _labelling(bench, ids, CPU)
+    tasks *= jobs
 
     def alone() -> None:
         for task in tasks:
-            train_affinity.label_image(*task)
+            labelling(*task)
 
     with Pool(jobs) as pool:
 
         def together() -> None:
-            for _ in pool.map(train_affinity.label_image, tasks):
+            for _ in pool.map(labelling, tasks):
                 pass
 
         found = measure.compare(bench, lambda: together, lambda: alone, repeats=3)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,17 +14,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-import train_classification
+from core import recipe
 from core.data.datasets import TrainingViews
 from core.data.transforms import RandomView, normalize
-from core.run import precision
-from core.run import training as engine
-from core.run.record import Run
+from core.run import optimizer, precision
+from core.run.training import Plan, Trainer
 from tools.benchmarking import measure, rows
 from tools.benchmarking.data import SPLIT, data_root
 from tools.benchmarking.measure import Bench, Work
 
 NEVER = 10**9  # steps between log rows and between checkpoints
+WEIGHT_DECAY = recipe.CLASSIFICATION.weight_decay
+Step = Callable[[Trainer, list[Tensor]], None]  # a script's `step`
 
 
 def sides(bench: Bench) -> tuple[int, int]:
@@ -46,29 +45,35 @@ def step_batch(bench: Bench, labelled: bool) -> list[Tensor]:
     return [t.pin_memory() for t in batch] if bench.device.type == "cuda" else batch
 
 
-def arguments(bench: Bench, script: ModuleType, amp: str, *options: str) -> argparse.Namespace:
-    """The script's arguments: nothing logged, nothing saved, weights that hardly move."""
-    out = Path(tempfile.mkdtemp(dir=bench.folder)) / "run"
-    return script.get_args_parser().parse_args([
-        "--data", str(bench.folder), "--out", str(out), "--weights", "none", "--lr", "1e-4",
-        "--device", str(bench.device), "--workers", "0", "--amp", amp,
-        "--batch-size", str(bench.batch_size), "--crop", str(bench.crop),
-        "--log-every", str(NEVER), "--save-every", str(NEVER), *options,
-    ])  # fmt: skip
+def plan_of(bench: Bench, stage: recipe.Training, amp: str, compiled: bool = False) -> Plan:
+    """The stage's plan: nothing logged, nothing saved, weights that hardly move."""
+    return Plan(
+        max_step=NEVER,
+        batch_size=bench.batch_size,
+        lr=1e-4,
+        momentum=stage.momentum,
+        amp=precision.amp_type(amp, bench.device),
+        save_every=NEVER,
+        log_every=NEVER,
+        compile=compiled,
+    )
 
 
-@contextlib.contextmanager
-def trainer_of(
-    bench: Bench, script: ModuleType, network: nn.Module, args: argparse.Namespace
-) -> Iterator[engine.Trainer]:
-    """The trainer that the script would make."""
+def our_step(bench: Bench, network: nn.Module, batch: list[Tensor], plan: Plan, step: Step) -> Work:
+    """What a training script does with a batch; the work returns its trainer."""
     precision.set_determinism(False, bench.device)  # cuDNN's fastest, for both
-    with Run(script.__name__, args.out, args, bench.device, {}) as run:
-        groups = engine.parameter_groups(network, args.weight_decay, pretrained=False)
-        trainer = engine.Trainer(run, network, groups, args, NEVER)
-        trainer.network.train()
-        trainer.bar = tqdm(disable=True)  # `trainer.batches` would show one
-        yield trainer
+    network = copy.deepcopy(network)
+    groups = optimizer.parameter_groups(network, WEIGHT_DECAY, pretrained=False)
+    out = Path(tempfile.mkdtemp(dir=bench.folder))
+    trainer = Trainer(network, groups, plan, out, bench.device)
+    trainer.plain.train()
+    trainer.bar = tqdm(disable=True)  # `trainer.batches` would show one
+
+    def run() -> Trainer:
+        step(trainer, trainer.begin(measure.to_device(batch, bench.device)))
+        return trainer
+
+    return run
 
 
 def usual_step(
@@ -76,24 +81,24 @@ def usual_step(
     network: nn.Module,
     batch: list[Tensor],
     loss: Callable[..., Tensor],
-    args: argparse.Namespace,
+    plan: Plan,
 ) -> Work:
     """float32, NCHW, eager: float32 views to the device, loss, backward, stock SGD, `.item()`."""
-    network = network.to(bench.device).train()
-    groups = engine.parameter_groups(network, args.weight_decay, pretrained=False)
+    network = copy.deepcopy(network).to(bench.device).train()
+    groups = optimizer.parameter_groups(network, WEIGHT_DECAY, pretrained=False)
     for group in groups:
-        group["lr"] = args.lr * group.pop("scale")
-    optimizer = torch.optim.SGD(groups, momentum=args.momentum, nesterov=True)
+        group["lr"] = plan.lr * group.pop("scale")
+    sgd = torch.optim.SGD(groups, momentum=plan.momentum, nesterov=True)
     views = normalize(*batch[:2]).contiguous()  # as the loader delivers them
     host = [views, *batch[2:]]
     if bench.device.type == "cuda":
         host = [tensor.pin_memory() for tensor in host]
 
     def run() -> float:
-        optimizer.zero_grad()
+        sgd.zero_grad()
         value = loss(network, *measure.to_device(host, bench.device))
         value.backward()
-        optimizer.step()
+        sgd.step()
         return value.item()
 
     return run
@@ -107,31 +112,6 @@ def step_flop(bench: Bench, make: Callable[[], nn.Module], passes: int = 1) -> f
         with FlopCounterMode(display=False) as counter:
             network(views).sum().backward()
     return passes * counter.get_total_flops()
-
-
-def puzzle_step(
-    bench: Bench, batch: list[Tensor], network: nn.Module, amp: str, *options: str
-) -> tuple[contextlib.ExitStack, Callable[[], Work]]:
-    """Our Puzzle-CAM step: what train_classification.py does with a batch."""
-    stack = contextlib.ExitStack()
-
-    def make() -> Work:
-        args = arguments(bench, train_classification, amp, *options)
-        trainer = stack.enter_context(
-            trainer_of(bench, train_classification, copy.deepcopy(network), args)
-        )
-
-        def loss(photos: Tensor, boxes: Tensor, targets: Tensor) -> tuple[Tensor, dict]:
-            views = normalize(photos, boxes)
-            return train_classification.puzzle_loss(trainer.model, views, targets, 2.0, args)
-
-        def run() -> engine.Trainer:
-            trainer.update(measure.to_device(batch, bench.device), loss)
-            return trainer
-
-        return run
-
-    return stack, make
 
 
 def compare(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,16 +15,18 @@ from torch import Tensor, nn
 import train_affinity
 import train_classification
 import train_segmentation
+from core import recipe
 from core.data import images
 from core.data.datasets import TrainingViews
 from core.data.transforms import RandomView, normalize
-from core.method import losses
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from tools.benchmarking import measure, references, rows, steps
 from tools.benchmarking.data import SPLIT, data_root
 from tools.benchmarking.measure import Bench, Work
 
 Rows = Iterator[dict[str, Any]]
+ALPHA = 2.0
+puzzle_step = functools.partial(train_classification.step, alpha=ALPHA)
 
 
 def loader(bench: Bench) -> Rows:
@@ -74,23 +76,24 @@ def puzzle(bench: Bench) -> Rows:
     """The Puzzle-CAM step: time, then peak memory."""
     network = Classifier(bench.backbone, 20)
     batch = steps.step_batch(bench, labelled=False)
-    args = steps.arguments(bench, train_classification, "off")
+    plan = steps.plan_of(bench, recipe.CLASSIFICATION, "auto")
 
     def loss(network: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
-        return references.puzzle_loss(network, views, labels, 2.0)
+        return references.puzzle_loss(network, views, labels, ALPHA)
+
+    def ours() -> Work:
+        return steps.our_step(bench, network, batch, plan, puzzle_step)
 
     def reference() -> Work:
-        return steps.usual_step(bench, copy.deepcopy(network), batch, loss, args)
+        return steps.usual_step(bench, network, batch, loss, plan)
 
-    stack, ours = steps.puzzle_step(bench, batch, network, "auto")
     flop = steps.step_flop(bench, lambda: Classifier(bench.backbone, 20), passes=2)
-    with stack:
-        found = steps.compare(bench, ours, reference)
-        yield steps.row(bench, "Puzzle-CAM step", found, flop, targets=(2.5, 3.0))
-        if bench.device.type == "cuda":
-            with steps.without_tf32():
-                strict = steps.compare(bench, ours, reference)
-            yield steps.row(bench, "Puzzle-CAM step, TF32 off", strict, flop)
+    found = steps.compare(bench, ours, reference)
+    yield steps.row(bench, "Puzzle-CAM step", found, flop, targets=(2.5, 3.0))
+    if bench.device.type == "cuda":
+        with steps.without_tf32():
+            strict = steps.compare(bench, ours, reference)
+        yield steps.row(bench, "Puzzle-CAM step, TF32 off", strict, flop)
     if found.memory_ours and found.memory_reference:
         cuda = bench.device.type == "cuda"
         sizes = found.memory_ours / measure.MIB, found.memory_reference / measure.MIB
@@ -105,36 +108,18 @@ def segmentation(bench: Bench) -> Rows:
     """The DeepLabv3+ step."""
     network = DeepLabV3Plus(bench.backbone, 21)
     batch = steps.step_batch(bench, labelled=True)
-    args = steps.arguments(bench, train_segmentation, "auto", "--labels", str(bench.folder))
+    plan = steps.plan_of(bench, recipe.SEGMENTATION, "auto")
 
-    with contextlib.ExitStack() as stack:
+    def ours() -> Work:
+        return steps.our_step(bench, network, batch, plan, train_segmentation.step)
 
-        def ours() -> Work:
-            trainer = stack.enter_context(
-                steps.trainer_of(bench, train_segmentation, copy.deepcopy(network), args)
-            )
+    def usual_loss(network: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(network(views), labels.long(), ignore_index=images.IGNORE)
 
-            def loss(photos: Tensor, boxes: Tensor, labels: Tensor, valid: Tensor) -> tuple:
-                logits = trainer.model(normalize(photos, boxes)).float()
-                total = F.cross_entropy(
-                    logits, labels.long(), ignore_index=images.IGNORE, reduction="sum"
-                )
-                return total / valid.clamp(min=1), {}
+    def reference() -> Work:
+        return steps.usual_step(bench, network, batch, usual_loss, plan)
 
-            def run() -> None:
-                on_device = measure.to_device(batch, bench.device)
-                valid = (on_device[2] != images.IGNORE).sum()
-                trainer.update(on_device, loss, counts=valid)
-
-            return run
-
-        def usual_loss(network: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(network(views), labels.long(), ignore_index=images.IGNORE)
-
-        def reference() -> Work:
-            return steps.usual_step(bench, copy.deepcopy(network), batch, usual_loss, args)
-
-        found = steps.compare(bench, ours, reference)
+    found = steps.compare(bench, ours, reference)
     flop = steps.step_flop(bench, lambda: DeepLabV3Plus(bench.backbone, 21))
     yield steps.row(bench, "segmentation step", found, flop, targets=(2.5, 3.0))
 
@@ -143,63 +128,54 @@ def affinity(bench: Bench) -> Rows:
     """The AffinityNet step: frozen backbone, path maxima, pair losses."""
     network = AffinityNet(bench.backbone)
     batch = steps.step_batch(bench, labelled=True)
-    args = steps.arguments(bench, train_affinity, "auto", "--cams", str(bench.folder))
-    radius = 4 if bench.quick else args.radius
+    plan = steps.plan_of(bench, recipe.AFFINITY, "auto")
+    radius = 4 if bench.quick else recipe.AFFINITY.radius
 
-    with contextlib.ExitStack() as stack:
+    def ours() -> Work:
+        step = functools.partial(train_affinity.step, radius=radius)
+        return steps.our_step(bench, network, batch, plan, step)
 
-        def ours() -> Work:
-            trainer = stack.enter_context(
-                steps.trainer_of(bench, train_affinity, copy.deepcopy(network), args)
-            )
+    def reference() -> Work:
+        pairs = references.PairAffinity(radius, bench.crop // 4, bench.crop // 4)
+        pairs = pairs.to(bench.device)
 
-            def loss(photos: Tensor, boxes: Tensor, labels: Tensor, pairs: Tensor) -> tuple:
-                edge = trainer.model(normalize(photos, boxes)).float().sigmoid()
-                return losses.affinity(edge, labels[:, 2::4, 2::4], radius, pairs), {}
+        def loss(network: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
+            return pairs.loss(network(views).sigmoid(), labels[:, 2::4, 2::4])
 
-            def run() -> None:
-                on_device = measure.to_device(batch, bench.device)
-                pairs = losses.count_pairs(on_device[2][:, 2::4, 2::4], radius)
-                trainer.update(on_device, loss, counts=pairs)
+        return steps.usual_step(bench, network, batch, loss, plan)
 
-            return run
-
-        def reference() -> Work:
-            pairs = references.PairAffinity(radius, bench.crop // 4, bench.crop // 4)
-            pairs = pairs.to(bench.device)
-
-            def loss(network: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
-                return pairs.loss(network(views).sigmoid(), labels[:, 2::4, 2::4])
-
-            return steps.usual_step(bench, copy.deepcopy(network), batch, loss, args)
-
-        found = steps.compare(bench, ours, reference)
+    found = steps.compare(bench, ours, reference)
     flop = steps.step_flop(bench, lambda: AffinityNet(bench.backbone))
     yield steps.row(bench, "affinity step", found, flop)
 
 
 def amp(bench: Bench) -> Rows:
     """What bf16 alone brings: our step with and without autocast, at half the side."""
-    yield from _ours_twice(bench, "Puzzle-CAM step, bf16 against --amp off", ("auto", "off"), ())
+    yield from _ours_twice(bench, "Puzzle-CAM step, bf16 against --amp off", ("auto", "off"))
 
 
 def compiled(bench: Bench) -> Rows:
     """What --compile brings (minutes to compile on a CPU, so only where it is asked for)."""
-    yield from _ours_twice(
-        bench, "Puzzle-CAM step, --compile against eager", ("auto", "auto"), ("--compile",)
-    )
+    name = "Puzzle-CAM step, --compile against eager"
+    yield from _ours_twice(bench, name, ("auto", "auto"), compiled=True)
 
 
-def _ours_twice(bench: Bench, stage: str, amps: tuple[str, str], options: tuple[str, ...]) -> Rows:
-    """Our Puzzle-CAM step with --amp amps[0] and the options, against the one with amps[1]."""
+def _ours_twice(bench: Bench, stage: str, amps: tuple[str, str], compiled: bool = False) -> Rows:
+    """Our Puzzle-CAM step with --amp amps[0], perhaps compiled, against the one with amps[1]."""
     small = copy.copy(bench)
     if bench.device.type == "cpu":
         small.crop = max(64, bench.crop // 2)
     network = Classifier(bench.backbone, 20)
     batch = steps.step_batch(small, labelled=False)
-    first, ours = steps.puzzle_step(small, batch, network, amps[0], *options)
-    second, reference = steps.puzzle_step(small, batch, network, amps[1])
-    with first, second:
-        found = steps.compare(small, ours, reference)
+
+    def ours(amp: str, compiled: bool) -> Work:
+        plan = steps.plan_of(small, recipe.CLASSIFICATION, amp, compiled)
+        return steps.our_step(small, network, batch, plan, puzzle_step)
+
+    found = steps.compare(
+        small,
+        functools.partial(ours, amps[0], compiled),
+        functools.partial(ours, amps[1], False),
+    )
     flop = steps.step_flop(small, lambda: Classifier(bench.backbone, 20), passes=2)
     yield steps.row(small, stage, found, flop)
