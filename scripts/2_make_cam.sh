@@ -11,4 +11,4 @@ stage make_cam.py \
   --checkpoint "$RUNS/classification/model.pt" \
   --out "$RUNS/cam" \
   "$@"
-score --scores "$RUNS/cam" --json "$RUNS/cam.json"
+score "$SCORED" --scores "$RUNS/cam" --json "$RUNS/cam.json"

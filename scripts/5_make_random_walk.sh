@@ -12,4 +12,4 @@ stage make_random_walk.py \
   --checkpoint "$RUNS/affinity/model.pt" \
   --out "$RUNS/rw" \
   "$@"
-score --scores "$RUNS/rw" --json "$RUNS/rw.json"
+score "$SCORED" --scores "$RUNS/rw" --json "$RUNS/rw.json"

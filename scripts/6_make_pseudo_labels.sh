@@ -11,4 +11,4 @@ stage make_pseudo_labels.py \
   --scores "$RUNS/rw" \
   --out "$RUNS/pseudo" \
   "$@"
-score --labels "$RUNS/pseudo" --json "$RUNS/pseudo.json"
+score "$SCORED" --labels "$RUNS/pseudo" --json "$RUNS/pseudo.json"

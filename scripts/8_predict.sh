@@ -5,10 +5,14 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
+if [ -z "$VAL" ]; then
+  echo "VAL is empty: no list to segment; predict.py takes any pictures"
+  exit
+fi
 stage predict.py \
   --data "$DATA" \
   --split "$VAL" \
   --checkpoint "$RUNS/segmentation/model.pt" \
   --out "$RUNS/predictions" \
   "$@"
-SCORED=$VAL score --labels "$RUNS/predictions" --json "$RUNS/val.json"
+score "$VAL" --labels "$RUNS/predictions" --json "$RUNS/val.json"

@@ -1,6 +1,9 @@
 # What every numbered script reads first. Change it here, or from outside: `GPUS=4 bash scripts/1_...`
 DATA=${DATA:-VOCdevkit/VOC2012}   # data root, prepared by 0_prepare_data.sh
 RUNS=${RUNS:-runs/voc}            # every stage writes a directory below this one
+SPLIT=${SPLIT:-train_aug}         # the list of images to train on
+SCORED=${SCORED:-train}           # the list whose masks score CAMs and pseudo-labels, where there are any
+VAL=${VAL-val}                    # the list to segment and score in the end; empty: none
 BACKBONE=${BACKBONE:-resnet50}    # resnet18, resnet34, resnet50, resnet101
 GPUS=${GPUS:-1}                   # processes on this machine; --batch-size stays global
 SEED=${SEED:-0}
@@ -20,4 +23,13 @@ stage() {
   else
     python "$@"
   fi
+}
+
+# score LIST OPTIONS...: score a directory against the masks of a list, where there are any
+score() {
+  local list=$1 first
+  shift
+  first=$(head -n 1 "$DATA/ImageSets/Segmentation/$list.txt" 2>/dev/null || true)
+  [ -e "$DATA/SegmentationClass/$first.png" ] || return 0
+  python evaluate.py --data "$DATA" --split "$list" "$@"
 }

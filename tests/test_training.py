@@ -195,6 +195,25 @@ def test_microbatches_make_the_same_update(data_root, tmp_path):
         torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-5)
 
 
+def test_compiled_training_is_the_eager_one(data_root, tmp_path, monkeypatch):
+    """--compile changes no figure, compiles for one size of batch, and saves plain names."""
+    calls, compile = [], torch.compile
+
+    def traced(network, **options):
+        calls.append(options)
+        return compile(network, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    for more in ([], ["--compile"]):
+        out = tmp_path / f"run{len(more)}"
+        run_stage(train_classification.main, *arguments(data_root, out, "--epochs", 1, *more))
+    assert calls == [{"dynamic": False}]
+    eager, compiled = weights_of(tmp_path / "run0"), weights_of(tmp_path / "run1")
+    assert eager.keys() == compiled.keys()
+    for name in eager:
+        torch.testing.assert_close(eager[name], compiled[name])
+
+
 def test_flat_maps_are_warned_of(data_root, tmp_path, capsys, monkeypatch):
     """Maps that are flat while alpha is high: a row of the log says so, and stderr once."""
 
