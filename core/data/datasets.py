@@ -189,7 +189,7 @@ class TrainingViews(torch.utils.data.Dataset):
         label_folder: Path | None = None,
     ):
         self.data, self.ids, self.view, self.seed = data, list(ids), view, seed
-        self.labels, self.label_folder = labels, label_folder
+        self.labels, self.label_folder = labels or {}, label_folder
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -205,6 +205,7 @@ class TrainingViews(torch.utils.data.Dataset):
             target[[c - 1 for c in self.labels[image_id]]] = 1
             return view, box, target
         path = self.label_folder / f"{image_id}.png"
-        label = images.read_label(path, self.data.n_labels, tuple(image.shape[1:]))
-        view, label, box = self.view(image, torch.from_numpy(label), rng)
-        return view, box, label
+        label = images.read_label(path, self.data.n_labels, (image.shape[1], image.shape[2]))
+        view, mask, box = self.view(image, torch.from_numpy(label), rng)
+        assert mask is not None  # there was one to cut
+        return view, box, mask

@@ -113,7 +113,7 @@ def _stretch(picture: np.ndarray, side: int) -> Image.Image:
     return Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
 
 
-def _fitting_font(text: str, width: int, size: int) -> ImageFont.FreeTypeFont:
+def _fitting_font(text: str, width: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     font = ImageFont.load_default(size)
     while size > 7 and font.getlength(text) > width:
         size -= 1

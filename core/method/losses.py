@@ -57,21 +57,22 @@ def puzzle(
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """L = L_cls + L_p-cls + alpha * L_re (Puzzle-CAM, "Loss design").
 
-    A, the class maps of the images, and A_re, those of their tiles put together: (N, C, h, w), raw;
-    A_re may be None where neither L_p-cls nor L_re is asked for. Labels (N, C) in {0, 1}.
+    A, the class maps of the images, and A_re, those of their tiles put together: (N, C, h, w), raw.
+    Without A_re the loss is L_cls, that of the plain classifier. Labels (N, C) in {0, 1}.
 
     Returns the loss and its terms. `peak` is the mean height of the present classes' maps over
     their own average, which goes to 0 when the maps collapse into flat ones.
     """
     a = _wide(a)  # a mean of bf16 maps would be rounded to bf16
-    terms: dict[str, Tensor | float] = {"cls": classification(a.mean((2, 3)), labels)}
-    loss = terms["cls"]
-    if p_cls:
-        terms["p_cls"] = classification(_wide(a_re).mean((2, 3)), labels)
-        loss = loss + terms["p_cls"]
-    if re:
-        terms["re"], terms["alpha"] = reconstruction(a, a_re, labels, masked), alpha
-        loss = loss + alpha * terms["re"]
+    loss = l_cls = classification(a.mean((2, 3)), labels)
+    terms: dict[str, Tensor | float] = {"cls": l_cls}
+    if a_re is not None and p_cls:
+        terms["p_cls"] = l_p_cls = classification(_wide(a_re).mean((2, 3)), labels)
+        loss = loss + l_p_cls
+    if a_re is not None and re:
+        terms["re"] = l_re = reconstruction(a, a_re, labels, masked)
+        terms["alpha"] = alpha
+        loss = loss + alpha * l_re
     flat = a.detach().flatten(2)
     height = (flat.amax(2) - flat.mean(2)) * labels
     terms["peak"] = height.sum() / labels.sum().clamp(min=1)

@@ -144,5 +144,5 @@ def load_model(
     check_weights(skeleton, state["weights"], str(path))
     network = network_class(**state["arguments"])
     load_weights(network, state["weights"], str(path))
-    network.classes = list(state["classes"])
+    setattr(network, "classes", list(state["classes"]))  # noqa: B010 - Module's types
     return network.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ def parameter_groups(network: nn.Module, weight_decay: float, pretrained: bool) 
     Each group carries its factor as `scale`.
     """
     kinds = [(new, bias) for new in (False, True) for bias in (False, True)]
-    groups = {
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {
         (new, bias): {"params": [], "scale": factor, "weight_decay": 0 if bias else weight_decay}
         for (new, bias), factor in zip(kinds, recipe.CLASSIFICATION.rate_factors, strict=True)
     }

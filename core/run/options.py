@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
             self.how.add(action.dest)
         return action
 
-    def parse_known_args(self, args=None, namespace=None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         parsed, unknown = super().parse_known_args(args, namespace)
         settings = {k: v for k, v in vars(parsed).items() if k not in self.how}
         parsed.settings = as_json(settings)

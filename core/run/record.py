@@ -43,7 +43,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def environment(device: torch.device | str) -> dict[str, Any]:
     """Versions, machine and git commit."""
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -254,7 +254,7 @@ class Run:
         """Remove what this stage left, never another stage's results."""
         if not self.path.exists():
             return  # not a directory of ours: _open refuses it if it holds anything
-        made_by = self.stage
+        made_by: Any = self.stage
         with contextlib.suppress(InputError):  # a damaged run.json is what --overwrite mends
             made_by = files.read_json(self.path, "").get("stage")
         if made_by != self.stage:

@@ -29,7 +29,7 @@ class GlobalBatches(Sampler[list[int]]):
         per_epoch = self.n_images // self.batch_size
         part = self.batch_size // distributed.world_size()
         first = part * distributed.rank()
-        order, ordered_epoch = None, -1
+        order, ordered_epoch = np.zeros(0, int), -1
         for step in range(self.start, self.stop):
             epoch, number = divmod(step, per_epoch)
             if epoch != ordered_epoch:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from core.data.datasets import TrainingViews
 from core.data.transforms import normalize
 from core.errors import InputError
 from core.run import checkpoint, distributed, parallel, precision
@@ -124,7 +125,7 @@ class Trainer:
         self.warn, self.warned = warn, False
         if plan.sync_bn:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        self.plain = network.to(self.device, memory_format=torch.channels_last)
+        self.plain = network.to(self.device).to(memory_format=torch.channels_last)
         # Not fused under fp16: after a first step that the scaler skips, torch's fused SGD goes on
         # from a momentum buffer that was never written.
         fused = self.device.type == "cuda" and plan.amp != "fp16"
@@ -142,17 +143,16 @@ class Trainer:
         self._wrap()
 
     def _wrap(self) -> None:
-        self.network = self.parallel = self.plain
+        self.ddp: DistributedDataParallel | None = None
+        self.network: Callable[[Tensor], Tensor] = self.plain
         if distributed.world_size() > 1:
             # Each process keeps its own BatchNorm statistics (rank 0's are saved), as with the
             # DataParallel of the released code; broadcasting would rewrite them between forwards.
             devices = [self.device] if self.device.type == "cuda" else None
             with warnings.catch_warnings():  # torch >= 2.13 has another name for the option
                 warnings.simplefilter("ignore", FutureWarning)
-                self.parallel = DistributedDataParallel(
-                    self.plain, devices, broadcast_buffers=False
-                )
-            self.network = self.parallel
+                self.ddp = DistributedDataParallel(self.plain, devices, broadcast_buffers=False)
+            self.network = self.ddp
         if self.plan.compile:  # after DDP, as torch's DDP notes have it; all batches are one size
             self.network = torch.compile(self.network, dynamic=False)
 
@@ -170,7 +170,7 @@ class Trainer:
                 f"{path}: not the last.pt of this training; remove it to start again"
             ) from None
 
-    def batches(self, dataset: Dataset) -> Iterator[list[Tensor]]:
+    def batches(self, dataset: TrainingViews) -> Iterator[list[Tensor]]:
         """Batches on the device from the current step to the last, behind a progress bar.
 
         Raises:
@@ -214,8 +214,8 @@ class Trainer:
         for i, (images, boxes, targets) in enumerate(
             zip(*(t.chunk(count) for t in batch), strict=True), 1
         ):
-            # DistributedDataParallel.no_sync in a loop: gradients are added up after the last one.
-            self.parallel.require_backward_grad_sync = i == count
+            if self.ddp is not None:  # its no_sync(), in a loop: the last one sums over processes
+                self.ddp.require_backward_grad_sync = i == count
             yield normalize(images, boxes), targets
 
     def autocast(self) -> torch.autocast:
@@ -309,7 +309,7 @@ class Trainer:
         sums = torch.stack([p.detach().sum() for p in self.plain.parameters()])
         if not sums.isfinite().all():
             self._stop(f"the weights are not finite after step {self.step - 1}")
-        if not distributed.is_main():
+        if self.log is None:  # another process than the main one
             return
         pending = torch.stack(self.pending) if self.pending else torch.zeros(0)
         checkpoint.save(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -32,7 +33,8 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
     with torch.device("meta"):
         backbone = Backbone(name)
     if str(weights) == "imagenet":
-        source, state = "the ImageNet weights", _download(name)
+        source = "the ImageNet weights"
+        state: dict[str, Any] = _download(name)
     else:
         source, state = str(weights), checkpoint.load(Path(weights))
     if "weights" in state and "arguments" in state:  # a model.pt of this project
