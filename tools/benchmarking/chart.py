@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
-from core.data.images import write_png
+from core.files import atomic_path
 
-INK, MUTED, GRID, PAPER = (25, 25, 25), (120, 120, 120), (225, 225, 225), (255, 255, 255)
-MET, MISSED, OTHER = (52, 128, 88), (201, 104, 48), (104, 134, 170)
-LINE, HEAD, FOOT, LEFT, PLOT, RIGHT = 30, 62, 44, 410, 700, 110
+MET, MISSED, OTHER, GRID = "#348058", "#c96830", "#6886aa", "#e1e1e1"
 
 
 def draw_chart(rows: list[dict[str, Any]], path: Path) -> None:
     """One bar a row on a logarithmic axis, the target a black mark; bars start at 1."""
-    top = max(max(row["ratio"], row["target"] or 1) for row in rows)
-    low = min(0, math.floor(math.log10(min(row["ratio"] for row in rows))))
-    decades = max(1, math.ceil(math.log10(top * 1.01)))
-    page = Image.new("RGB", (LEFT + PLOT + RIGHT, HEAD + LINE * len(rows) + FOOT), PAPER)
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(15)
-
-    def across(ratio: float) -> float:
-        return LEFT + PLOT * (math.log10(ratio) - low) / (decades - low)
-
-    bottom = HEAD + LINE * len(rows)
-    for power in range(low, decades + 1):
-        x = across(10.0**power)
-        draw.line((x, HEAD, x, bottom), MUTED if power == 0 else GRID, 1)
-        draw.text((x, bottom + 14), f"{10.0**power:g}x", MUTED, font, anchor="mm")
-    where = " and ".join(sorted({row["machine"] for row in rows}))
-    title = "How many times better than the usual way"
-    draw.text((16, 20), title, INK, ImageFont.load_default(19), anchor="lm")
-    draw.text((16, 44), f"{where}; the mark is the target", MUTED, font, anchor="lm")
-    for number, row in enumerate(rows):
-        _bar(draw, row, HEAD + LINE * number, across, font)
-    write_png(path, np.array(page))
-
-
-def _bar(draw: ImageDraw.ImageDraw, row: dict[str, Any], y: int, across: Any, font: Any) -> None:
-    ratio, target = row["ratio"], row["target"]
-    colour = OTHER if target is None else MET if ratio >= target else MISSED
-    label = f"{row['stage']} ({row['device']})"
-    draw.text((LEFT - 12, y + LINE / 2), label, INK, font, anchor="rm")
-    left, right = sorted((across(1), across(ratio)))
-    draw.rectangle((left, y + 5, max(right, left + 1), y + LINE - 5), fill=colour)
-    if target is not None:
-        x = across(target)
-        draw.line((x, y + 2, x, y + LINE - 2), INK, 3)
-    x = max(right, across(target or 1)) + 8
-    draw.text((x, y + LINE / 2), f"{ratio:.3g}x", INK, font, anchor="lm")
+    ratios = np.array([row["ratio"] for row in rows])
+    targets = [row["target"] for row in rows]
+    colours = [
+        OTHER if target is None else MET if ratio >= target else MISSED
+        for ratio, target in zip(ratios, targets, strict=True)
+    ]
+    figure = Figure((12, 1.3 + 0.3 * len(rows)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(rows))
+    axes.barh(places, ratios - 1, left=1, height=0.66, color=colours, zorder=2)
+    for place, ratio, target in zip(places, ratios, targets, strict=True):
+        if target is not None:
+            axes.vlines(target, place - 0.42, place + 0.42, "black", linewidth=3, zorder=3)
+        where = max(ratio, target or 1, 1), place
+        text = f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.0f}x"
+        axes.annotate(text, where, (8, 0), textcoords="offset points", va="center")
+    axes.set_xscale("log")
+    axes.set_xlim(right=2 * max(ratios.max(), *(target or 1 for target in targets)))
+    axes.set_yticks(places, [f"{row['stage']} ({row['device']})" for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
+    axes.minorticks_off()
+    axes.grid(axis="x", color=GRID)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.axvline(1, color="grey", linewidth=1)
+    machines = " and ".join(sorted({row["machine"] for row in rows}))
+    axes.set_title(
+        f"How many times better than the usual way\n{machines}; the mark is the target", loc="left"
+    )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
