@@ -110,11 +110,12 @@ def test_other_suffix_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) ->
         export(data, monkeypatch, "--out", str(data / "mini.zip"))
 
 
-def test_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     arguments = ["--predictions", str(tmp_path / "none"), "--out", str(tmp_path / "a.tgz")]
     monkeypatch.setattr(sys, "argv", ["export_voc.py", *arguments])
     with pytest.raises(SystemExit) as stop:
-        run_main(export_voc.main)
-    message = str(stop.value.code)  # a string as exit code: printed to stderr, status 1
+        run_main(export_voc.main, export_voc.get_args_parser)
+    message = capsys.readouterr().err.strip()
+    assert stop.value.code == 1
     assert message.startswith("error: ") and "none: no such directory" in message
     assert "\n" not in message and not any(tmp_path.iterdir())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Pack predicted label maps into the archive that the PASCAL VOC evaluation server takes.
 
-    python evaluate.py --data VOCdevkit/VOC2012 --split test --save-predictions runs/voc/test \\
+    python predict.py --data VOCdevkit/VOC2012 --split test --out runs/voc/test \\
         --checkpoint runs/voc/segmentation/model.pt
     python tools/export_voc.py --predictions runs/voc/test --data VOCdevkit/VOC2012 \\
         --out runs/voc/comp6_test.tar.gz
@@ -13,7 +13,6 @@ the VOC palette, whatever it had. The same label maps give the same bytes. Under
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import io
 import sys
@@ -46,15 +45,15 @@ def split_ids(split: str, data: DataRoot | None) -> list[str]:
 def check_ids(folder: Path, ids: list[str], split: str) -> None:
     """Refuse a folder that lacks predictions, has others, or whose run has not finished."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such directory; evaluate.py --save-predictions makes it")
+        raise InputError(f"{folder}: no such directory; predict.py makes it")
     record = folder / "run.json"
-    if record.exists() and files.read_json(record, "predict anew").get("finished") is not True:
-        raise InputError(f"{folder}: evaluate.py has not finished there; start it again")
+    if record.exists() and files.read_json(record, "predict again").get("finished") is not True:
+        raise InputError(f"{folder}: predict.py has not finished there; start it again")
     found = {path.stem for path in folder.glob("*.png")}
     missing, others = sorted(set(ids) - found), sorted(found - set(ids))
     if missing:
         some = f"{len(missing)} of the {len(ids)} label maps of {split!r} ({missing[0]} ...)"
-        raise InputError(f"{folder}: lacks {some}; predict the whole split with evaluate.py")
+        raise InputError(f"{folder}: lacks {some}; predict the whole split with predict.py")
     if others:
         some = f"{len(others)} label maps that are not of {split!r} ({others[0]} ...)"
         raise InputError(f"{folder}: holds {some}; give the folder of that split alone")
@@ -91,8 +90,8 @@ def write_archive(
             archive.addfile(entry, io.BytesIO(png))
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    p = options.parser(__doc__)
+def get_args_parser() -> options.Parser:
+    p = options.Parser(__doc__)
     p.add_argument("--predictions", type=Path, required=True, help="folder of <id>.png")
     p.add_argument("--out", type=Path, required=True, help="archive, .tar.gz or .tgz")
     p.add_argument("--data", type=Path, help="data root with the images, to compare sizes")
@@ -115,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, get_args_parser)
