@@ -1,18 +1,21 @@
 #!/usr/bin/env python
-"""Make a report of runs: the paper's tables beside ours, curves, sweeps and galleries.
+"""Show what runs came to: a table, a picture, and a page beside the paper's figures.
 
-    python tools/report.py runs/tables runs/demo --out report
+    python tools/report.py runs/voc --out runs/voc/report
+    python tools/report.py runs/tables runs/demo --out report --metrics metrics.json
 
-Writes OUT/index.html, one self-contained page (no server, no network; 1 to 15 MB), and
-OUT/report.md with the same tables. A run folder holds table1/, table2/, table3/ with
-<row>/seed<k>/<stage>/ as scripts/table*.sh make them, or the stages of any run. Rows that are not
-there say "not run"; damaged files are named and left out. A minute per 1,000 images of a gallery.
+Prints a table of every step's score and time, and writes OUT/overview.png (some images and what
+every step made of them), OUT/index.html (one self-contained page of 1 to 15 MB: the paper's tables
+beside ours, curves, galleries; no server, no network) and OUT/report.md with the same tables. A run
+folder holds the steps' directories (RUNS/cam, RUNS/cam.json ...) or any tree of such folders, whose
+`seed0`, `seed1` ... are taken together. Rows that are not there say "not run"; damaged files are
+named and left out. A minute per 1,000 images of a gallery.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
@@ -20,38 +23,60 @@ from core import files
 from core.errors import InputError
 from core.run import options
 from core.run.main import run_main
+from tools.reporting import paper, render, summarise
 from tools.reporting.collect import collect
-from tools.reporting.content import build
-from tools.reporting.gallery import Choice
-from tools.reporting.markdown import markdown
-from tools.reporting.page import page
+from tools.reporting.gallery import galleries
+from tools.reporting.overview import overview
+from tools.reporting.pictures import Choice, albums
 
 
-def get_args_parser() -> argparse.ArgumentParser:
-    p = options.parser(__doc__)
+def get_args_parser() -> options.Parser:
+    p = options.Parser(__doc__)
     p.add_argument("runs", type=Path, nargs="+", help="run folders")
     p.add_argument("--out", type=Path, required=True, help="directory of the report")
-    p.add_argument("--data", type=Path, help="data root of the galleries; else the runs' own")
+    p.add_argument("--metrics", type=Path, metavar="FILE", help="write the figures there as JSON")
+    p.add_argument("--data", type=Path, help="data root of the pictures; else the runs' own")
     p.add_argument("--images", type=int, default=3, help="best, median and worst images; 0: none")
     p.add_argument("--per-class", type=int, default=1, help="the same for every class")
-    p.add_argument("--side", type=options.positive, default=150, help="of a picture, in pixels")
+    p.add_argument("--overview", type=int, default=4, help="images of a split in overview.png")
+    p.add_argument("--ids", nargs="+", default=[], help="these images in overview.png instead")
+    p.add_argument("--side", type=options.positive, default=192, help="of a picture, in pixels")
+    p.add_argument(
+        "--threshold",
+        type=options.fraction,
+        help="background score of pictures of scores that no evaluation found the best of",
+    )
+    options.add_device(p)
     return p
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
-    if args.images < 0 or args.per_class < 0:
-        raise InputError("--images and --per-class: 0 or more")
+    if min(args.images, args.per_class, args.overview) < 0:
+        raise InputError("--images, --per-class and --overview: 0 or more")
+    choice = Choice(**{each.name: getattr(args, each.name) for each in fields(Choice)})
     warnings: list[str] = []
-    choice = Choice(args.images, args.per_class, args.side, args.data)
-    report = build(collect(args.runs, warnings), choice, warnings)
-    for line in report.warnings:
-        print(f"left out: {line}", file=sys.stderr)
+    families = collect(args.runs, warnings)
+    for family in families:
+        print(render.text(family))
+    pictured = {family.name: albums(family, choice, warnings) for family in families}
+    shown = {name: galleries(found, choice, warnings) for name, found in pictured.items()}
+    tables = paper.tables(families)
+    content = {"families": families, "tables": tables, "galleries": shown, "warnings": warnings}
     args.out.mkdir(parents=True, exist_ok=True)
-    files.write_text(args.out / "index.html", page(report))
-    files.write_text(args.out / "report.md", markdown(report))
-    print(f"{args.out / 'index.html'} and report.md: {len(report.blocks)} parts")
+    files.write_text(args.out / "index.html", render.html(**content))
+    files.write_text(args.out / "report.md", render.markdown(**content))
+    if args.metrics is not None:
+        args.metrics.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(args.metrics, summarise.metrics(families))
+    if families and (args.overview or args.ids):
+        most = max(families, key=lambda f: sum(len(a.columns) for a in pictured[f.name]))
+        picture = args.out / "overview.png"
+        overview(most, pictured[most.name], choice, args.device, warnings, picture)
+    for line in dict.fromkeys(warnings):
+        print(f"left out: {line}", file=sys.stderr)
+    print(f"{args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(main, get_args_parser)

@@ -31,6 +31,16 @@ class Step:
         """The option of evaluate.py that takes its directory; empty where it is not scored."""
         return f"--{self.holds}" if self.title else ""
 
+    @property
+    def makes_cams(self) -> bool:
+        """Whether its scores come from no other scores."""
+        return self.holds == "scores" and "--scores" not in dict(self.reads)
+
+    @property
+    def figures(self) -> str:
+        """The name of its evaluation: RUNS/<figures>.json."""
+        return self.name if self.split == "train" else self.split
+
 
 STEPS = (
     Step("classification", "train_classification", "model"),

@@ -1,1 +1,1 @@
-"""The parts of tools/report.py; tools/overview.py shares its pictures."""
+"""The parts of tools/report.py."""

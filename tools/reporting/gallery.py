@@ -1,141 +1,117 @@
-"""Galleries: the best, median and worst images of a run, stage by stage, as data URIs."""
+"""The best, median and worst images of an album, as data URIs."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from core.data import images
-from core.data.datasets import DataRoot
+from core.data import images, visual
 from core.errors import InputError
-from tools.reporting.collect import Folder, mapping, number
-from tools.reporting.pictures import TITLES, StageFolders, image_iou, mean_iou
+from tools.reporting.pictures import Album, Choice, confusion
 
-STAGES = {  # column -> (directory, stage) that made it
-    "cam": ("cam", "make_cam"),
-    "rw": ("rw", "random_walk"),
-    "pseudo": ("pseudo", "make_pseudo_labels"),
-    "segmentation": ("predictions", "predict"),
-}
 SECTIONS = ("best", "median", "worst")
 
 
 @dataclass
 class Entry:
-    """One image: its tags ("best", "worst dog" ...), classes, and per column (title, URI, IoU)."""
+    """One image: its section, tags ("best 93", "worst dog 12" ...), classes and pictures."""
 
     image_id: str
     section: str
-    tags: list[str]
-    overall: bool
+    is_overall: bool
     classes: list[int]
-    cells: list[tuple[str, str | None, float | None]] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    cells: list[tuple[str, str, float | None]] = field(default_factory=list)  # title, URI, IoU
 
 
 @dataclass
 class Gallery:
-    """The chosen images of one split; `ranked_by` is the column whose IoU orders them."""
+    """The chosen images of one split.
+
+    Attributes:
+        order: what they are ordered by. classes: number -> name and colour of those in the images.
+    """
 
     split: str
-    ranked_by: str
-    n_images: int
-    classes: list[str]
+    order: str
+    classes: dict[int, tuple[str, str]]
     entries: list[Entry]
 
-
-@dataclass
-class Choice:
-    """How much to show: images per section, per section and class, and the thumbnails' side."""
-
-    images: int = 3
-    per_class: int = 1
-    side: int = 150
-    data: Path | None = None
+    @property
+    def widest(self) -> int:
+        """The most pictures of an image."""
+        return max((len(entry.cells) for entry in self.entries), default=0)
 
 
-def galleries(folder: Folder, choice: Choice, warnings: list[str]) -> list[Gallery]:
-    """The galleries of a run: of the split its CAMs were scored on, and of its predictions."""
-    found = {
-        stage: path
-        for stage, (name, made_by) in STAGES.items()
-        if (path := folder.stage_folder(name, made_by)) is not None
-    }
-    if not found:
-        return []
-    try:
-        data = DataRoot(choice.data or _data_root(folder))
-    except InputError as error:
-        warnings.append(f"{folder.path}: no gallery: {error}")
-        return []
-    result = []
-    for stages, names, split in (
-        (("cam", "rw", "pseudo"), ("cam", "rw", "pseudo"), "train"),
-        (("segmentation",), ("val", "test"), "val"),
-    ):
-        runs = [mapping(folder.scores.get(name, {}).get("run")) for name in names]
-        settings = [mapping(run.get("settings")) for run in runs]
-        split = next((str(s["split"]) for s in settings if s.get("split")), split)
-        masks = next((str(s["masks"]) for s in settings if s.get("masks")), "SegmentationClass")
-        if any(stage in found for stage in stages):
-            best = {n: number(folder.scores.get(n, {}).get("threshold")) for n in ("cam", "rw")}
-            thresholds = {n: value for n, value in best.items() if value is not None}
-            where = StageFolders(data, {s: [p] for s, p in found.items()}, thresholds, masks)
-            try:
-                gallery = _gallery(where, split, stages, choice, warnings)
-            except InputError as error:
-                warnings.append(f"{folder.path}: no gallery: {error}")
-                continue
-            if gallery is not None:
-                result.append(gallery)
-    return result
+def galleries(albums: list[Album], choice: Choice, warnings: list[str]) -> list[Gallery]:
+    """The galleries of the albums that have pictures."""
+    found = []
+    for album in albums if choice.images or choice.per_class else []:
+        with noting(warnings, "gallery"):
+            found.append(gallery(album, choice, warnings))
+    return [each for each in found if each is not None]
 
 
-def _data_root(folder: Folder) -> Path:
-    roots = [mapping(r.get("arguments")).get("data") for r in folder.stages.values()]
-    return Path(next((str(root) for root in roots if root), "?"))
+def gallery(album: Album, choice: Choice, warnings: list[str]) -> Gallery | None:
+    """The gallery of an album, ordered by its last column; None where there are no pictures.
 
-
-def _gallery(
-    where: StageFolders, split: str, stages: tuple[str, ...], choice: Choice, warnings: list[str]
-) -> Gallery | None:
-    ids = where.data.ids(split)
-    present = [s for s in stages if any(where.find(s, i) for i in ids)]
-    if not present:
+    Raises:
+        InputError: no such split.
+    """
+    ids = album.data.ids(album.split)
+    columns = [c for c in album.columns if any(c.path(i).is_file() for i in ids)]
+    if not columns:
         return None
-    ranked_by = present[-1]
-    ious: dict[str, dict[int, float]] = {}
-    truths: dict[str, list[int]] = {}
-    for image_id in tqdm(ids, desc=f"gallery {split}", unit="image", dynamic_ncols=True):
-        path = where.find("truth", image_id)
-        if path is None or where.find(ranked_by, image_id) is None:
-            continue
+    ranked, ious, means = columns[-1], {}, {}
+    for image_id in tqdm(ids, desc=f"gallery {album.split}", unit="image", dynamic_ncols=True):
         try:
-            truth = images.read_label(path, where.data.n_labels)
-            label = where.label(ranked_by, image_id, truth.shape)
+            truth = album.truth(image_id)
+            found = None if truth is None else album.label(ranked, image_id, truth.shape)
         except InputError as error:
             warnings.append(f"gallery: {error}")
             continue
-        each = image_iou(label, truth)
-        if each:
-            ious[image_id] = each
-            truths[image_id] = [int(c) for c in set(truth.ravel().tolist()) - {0, images.IGNORE}]
-    entries = choose(ious, truths, where.data.classes, choice)
-    if not ious:  # no ground truth: a sample, spread over the split
-        some = [i for i in ids if where.find(ranked_by, i)]
-        some = some[:: max(1, len(some) // (3 * choice.images))][: 3 * choice.images]
-        entries = [Entry(i, "sample", ["no ground truth"], True, []) for i in some]
+        if found is not None:
+            matrix = confusion(found[0], truth, album.data.n_labels)
+            present = np.flatnonzero(matrix.matrix.sum(1)[1:]) + 1
+            ious[image_id] = dict(zip(present.tolist(), matrix.iou()[present], strict=True))
+            means[image_id] = matrix.miou()
+    means = {image_id: value for image_id, value in means.items() if np.isfinite(value)}
+    entries = choose(means, ious, album.data.classes, choice)
+    if not means:
+        some = [i for i in ids if ranked.path(i).is_file()]
+        entries = [Entry(i, "sample", True, []) for i in spread(some, 3 * choice.images)]
     for entry in entries:
-        try:
-            _draw(entry, where, choice.side)
-        except InputError as error:
-            warnings.append(f"gallery: {error}")
+        with noting(warnings, "gallery"):
+            cells = list(album.strip(entry.image_id).values())
+            for cell in cells:
+                uri = jpeg_uri(images.fit(cell.picture, choice.side))
+                entry.cells.append((cell.title, uri, cell.iou))
+            if not means:
+                entry.classes = [c for c in np.unique(cells[-1].label).tolist() if 0 < c < 255]
     entries = [entry for entry in entries if entry.cells]
-    return Gallery(split, TITLES[ranked_by], len(ious), where.data.classes, entries)
+    order = f"{len(means)} images, ordered by the IoU of {ranked.title}"
+    order = order if means else "a sample; there is no ground truth"
+    present = sorted({c for entry in entries for c in entry.classes})
+    classes = {
+        c: (album.data.classes[c - 1], f"rgb{tuple(visual.PALETTE[c].tolist())}") for c in present
+    }
+    return Gallery(album.split, order, classes, entries)
+
+
+@contextlib.contextmanager
+def noting(warnings: list[str], what: str) -> Iterator[None]:
+    """Turn bad input into a warning; the rest of the block is left out."""
+    try:
+        yield
+    except InputError as error:
+        warnings.append(f"{what}: {error}")
 
 
 def places(n: int, count: int) -> dict[str, range]:
@@ -148,44 +124,35 @@ def places(n: int, count: int) -> dict[str, range]:
 
 
 def choose(
+    means: dict[str, float],
     ious: dict[str, dict[int, float]],
-    truths: dict[str, list[int]],
     classes: list[str],
     choice: Choice,
 ) -> list[Entry]:
-    """The best, median and worst images by mean IoU, then by the IoU of each class."""
+    """The best, median and worst images by mIoU, then by the IoU of each class in them."""
     chosen: dict[str, Entry] = {}
-    rankings = [("", choice.images, {i: mean_iou(each) or 0.0 for i, each in ious.items()})]
+    rankings = [("", choice.images, means)]
     for index, name in enumerate(classes, 1):
-        score = {i: ious[i].get(index, 0.0) for i in ious if index in truths[i]}
+        score = {i: ious[i][index] for i in means if index in ious[i]}
         rankings.append((f" {name}", choice.per_class, score))
-    for suffix, count, score in rankings:
+    for suffix, number, score in rankings:
         order = sorted(score, key=lambda i: (-score[i], i))
-        for section, positions in places(len(order), count).items():
+        for section, positions in places(len(order), number).items():
             for image_id in (order[position] for position in positions):
-                entry = chosen.get(image_id)
-                if entry is None:
-                    entry = Entry(image_id, section, [], not suffix, sorted(truths[image_id]))
-                    chosen[image_id] = entry
+                new = Entry(image_id, section, not suffix, sorted(ious[image_id]))
+                entry = chosen.setdefault(image_id, new)
                 entry.tags.append(f"{section}{suffix} {score[image_id]:.0f}")
-    mean = rankings[0][2]
-    return sorted(chosen.values(), key=lambda e: (SECTIONS.index(e.section), -mean[e.image_id]))
+    return sorted(chosen.values(), key=lambda e: (SECTIONS.index(e.section), -means[e.image_id]))
 
 
-def _draw(entry: Entry, where: StageFolders, side: int) -> None:
-    image = where.image(entry.image_id)
-    cells = {stage: where.cell(stage, entry.image_id, image) for stage in TITLES}
-    truth = cells["truth"].label if cells["truth"] else None
-    for stage, cell in cells.items():
-        iou = None
-        if cell is not None and truth is not None and stage not in ("image", "truth"):
-            iou = mean_iou(image_iou(cell.label, truth))
-        uri = cell and data_uri(images.fit(cell.picture, side))
-        entry.cells.append((TITLES[stage], uri, iou))
+def spread(ids: list[str], count: int) -> list[str]:
+    """`count` of the ids, evenly spread."""
+    places = np.linspace(0, len(ids), min(count, len(ids)), endpoint=False)
+    return [ids[int(place)] for place in places]
 
 
-def data_uri(picture) -> str:
-    """A uint8 RGB picture as a JPEG data URI."""
+def jpeg_uri(picture: np.ndarray) -> str:
+    """A uint8 RGB picture (H, W, 3) as a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=78)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

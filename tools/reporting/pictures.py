@@ -1,109 +1,170 @@
-"""What every stage made of one image: its picture, its label map, its IoU."""
+"""What the steps made of the images of a split: pictures, label maps and the images' own IoU."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from core.data import images, visual
+from core import recipe
+from core.data import images, scoring, visual
 from core.data.datasets import DataRoot
-from core.data.scores import Scores, upsample
+from core.data.metrics import ConfusionMatrix
+from core.data.scores import Scores
+from core.errors import InputError
+from tools import steps
+from tools.reporting import summarise
+from tools.reporting.collect import Family, Pipeline, number
+from tools.steps import Step
 
-TITLES = {
-    "image": "image",
-    "truth": "ground truth",
-    "cam": "CAM",
-    "rw": "+RW",
-    "pseudo": "+RW+dCRF",
-    "segmentation": "segmentation",
-}
-THRESHOLDS = {"cam": 0.2, "rw": 0.35}  # background scores where no evaluation names the best
+
+@dataclass(frozen=True)
+class Choice:
+    """What to show of which images.
+
+    Attributes:
+        data: the data root; None takes the one that the runs were given. threshold: background
+        score of scores whose evaluation names none. images: best, median and worst, each;
+        per_class: the same for every class. overview: images of a split in the overview, if no
+        `ids` are given. side: in pixels.
+    """
+
+    data: Path | None = None
+    threshold: float | None = None
+    images: int = 3
+    per_class: int = 1
+    overview: int = 4
+    ids: Sequence[str] = ()
+    side: int = 192
+
+
+@dataclass
+class Column:
+    """What a step made in a run; `threshold` is the background score of its scores."""
+
+    title: str
+    step: Step
+    pipeline: Pipeline
+    threshold: float
+
+    def path(self, image_id: str) -> Path:
+        """The step's file of an image."""
+        suffix = ".npz" if self.step.holds == "scores" else ".png"
+        return self.pipeline.path / self.step.name / f"{image_id}{suffix}"
 
 
 @dataclass
 class Cell:
-    """A picture, and the label map it stands for (None for the photograph)."""
+    """A picture, uint8 (H, W, 3), its label map, and its mIoU in percent against a ground truth."""
 
+    title: str
     picture: np.ndarray
     label: np.ndarray | None = None
+    iou: float | None = None
 
 
 @dataclass
-class StageFolders:
-    """Where the stages' outputs of one data set lie.
-
-    Attributes:
-        folders: "cam", "rw", "pseudo", "segmentation" -> directories, searched in order.
-        thresholds: "cam", "rw" -> background score of their label maps.
-    """
+class Album:
+    """The images of a split beside what the steps made of them, in the steps' order."""
 
     data: DataRoot
-    folders: dict[str, list[Path]] = field(default_factory=dict)
-    thresholds: dict[str, float] = field(default_factory=dict)
-    masks: str = "SegmentationClass"
+    split: str
+    masks: str
+    columns: list[Column] = field(default_factory=list)
 
-    def find(self, stage: str, image_id: str) -> Path | None:
-        """The stage's file of an image, if it is there."""
-        if stage == "truth":
-            candidates = [self.data.mask_path(image_id, self.masks)]
-        else:
-            suffix = ".npz" if stage in ("cam", "rw") else ".png"
-            candidates = [f / f"{image_id}{suffix}" for f in self.folders.get(stage, [])]
-        return next((path for path in candidates if path.is_file()), None)
+    @property
+    def titles(self) -> list[str]:
+        """Of the cells: image, ground truth, columns."""
+        return ["image", "ground truth", *(column.title for column in self.columns)]
 
-    def label(self, stage: str, image_id: str, size: tuple[int, int]) -> np.ndarray | None:
-        """The stage's label map, uint8 (H, W); CAMs and scores at their threshold."""
-        path = self.find(stage, image_id)
-        if path is None:
+    def truth(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray | None:
+        """The ground truth, uint8 (H, W), where there is some.
+
+        Raises:
+            InputError: damaged, or of another size than the image.
+        """
+        path = self.data.mask_path(image_id, self.masks)
+        return images.read_label(path, self.data.n_labels, size) if path.is_file() else None
+
+    def label(
+        self, column: Column, image_id: str, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Label map uint8 (H, W) and, of scores, the best class's; None without the step's file.
+
+        Raises:
+            InputError: damaged, or of another size than the image.
+        """
+        path = column.path(image_id)
+        if not path.is_file():
             return None
-        if stage in ("cam", "rw"):
-            return self._scores(stage, path, size)[1]
-        return images.read_label(path, self.data.n_labels, size)
+        if column.step.holds == "labels":
+            return images.read_label(path, self.data.n_labels, size), None
+        best, classes = scoring.best_class(Scores.load(path, len(self.data.classes), size))
+        return np.where(best > column.threshold, classes, 0).astype(np.uint8), best
 
-    def _scores(
-        self, stage: str, path: Path, size: tuple[int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The best class's score in 0..1 and the label map, both (H, W)."""
-        file = Scores.load(path, len(self.data.classes), size)
-        scores, best = upsample(torch.from_numpy(file.cam).float(), size).max(0)
-        threshold = self.thresholds.get(stage, THRESHOLDS[stage])
-        label = np.where(scores.numpy() > threshold, file.classes[best.numpy()], 0)
-        return scores.numpy(), label.astype(np.uint8)
+    def strip(self, image_id: str) -> dict[str, Cell]:
+        """The cells of an image by title; what is not there is left out.
 
-    def image(self, image_id: str) -> np.ndarray:
-        """The photograph, uint8 (H, W, 3)."""
-        return images.as_array(images.read_image(self.data.image_path(image_id)))
-
-    def cell(self, stage: str, image_id: str, image: np.ndarray) -> Cell | None:
-        """The stage's picture: heat map for CAMs, label map over the photograph after that."""
-        if stage == "image":
-            return Cell(image)
+        Raises:
+            InputError: a file is damaged or does not fit the image.
+        """
+        image = images.as_array(images.read_image(self.data.image_path(image_id)))
         size = image.shape[:2]
-        path = self.find(stage, image_id)
-        if path is None:
-            return None
-        if stage == "cam":
-            scores, label = self._scores(stage, path, size)
-            return Cell(visual.heat_map(image, scores), label)
-        label = self.label(stage, image_id, size)
-        return Cell(visual.overlay(image, label, 0.8), label)
+        truth = self.truth(image_id, size)
+        cells = [Cell("image", image)]
+        if truth is not None:
+            cells.append(Cell("ground truth", visual.overlay(image, truth, 0.8), truth))
+        for column in self.columns:
+            found = self.label(column, image_id, size)
+            if found is None:
+                continue
+            label, best = found
+            picture = visual.overlay(image, label, 0.8)
+            if column.step.makes_cams:
+                picture = visual.heat_map(image, best)
+            iou = (
+                None
+                if truth is None
+                else number(confusion(label, truth, self.data.n_labels).miou())
+            )
+            cells.append(Cell(column.title, picture, label, iou))
+        return {cell.title: cell for cell in cells}
 
 
-def image_iou(label: np.ndarray, truth: np.ndarray) -> dict[int, float]:
-    """IoU in percent of every label in the ground truth or the prediction; 255 is left out.
-
-    The mean over these labels is the image's IoU. A class predicted though absent counts 0.
-    """
-    known = truth != images.IGNORE
-    label, truth = label[known].astype(np.int64), truth[known].astype(np.int64)
-    both = np.bincount(truth[truth == label], minlength=256)
-    union = np.bincount(truth, minlength=256) + np.bincount(label, minlength=256) - both
-    return {int(c): 100.0 * both[c] / union[c] for c in np.flatnonzero(union)}
+def confusion(label: np.ndarray, truth: np.ndarray, n_labels: int) -> ConfusionMatrix:
+    """Of one image. A class predicted though absent counts 0 in its mIoU."""
+    matrix = ConfusionMatrix(n_labels)
+    matrix.update(label, truth)
+    return matrix
 
 
-def mean_iou(ious: dict[int, float]) -> float | None:
-    """The mean of `image_iou`, None where nothing is labelled."""
-    return sum(ious.values()) / len(ious) if ious else None
+def albums(family: Family, choice: Choice, warnings: list[str]) -> list[Album]:
+    """The albums of a family: one for each split that its steps worked on."""
+    levels = [choice.threshold, recipe.PSEUDO_LABELS.threshold]
+    found = []
+    for kind in dict.fromkeys(step.split for step in steps.STEPS if step.title):
+        titled = [step for step in steps.STEPS if step.title and step.split == kind]
+        made = [(s, row, p) for s in titled for row in family.rows if (p := row.having(s))]
+        if not made:
+            continue
+        try:
+            data = DataRoot(choice.data or Path(made[0][2].data))
+        except InputError as error:
+            warnings.append(f"{family.name}: no pictures: {error}")
+            return []
+        scored = sorted(made, key=lambda each: each[0].figures not in each[2].scores)
+        step, _, pipeline = scored[0]  # its images have a ground truth, if any have
+        split = pipeline.setting(step, "split", kind)
+        masks = pipeline.setting(step, "masks", "SegmentationClass")
+        album = Album(data, split, masks)
+        for step, row, pipeline in made:
+            name = summarise.label(row, step) if step.makes_cams else step.title
+            if any(name == column.title for column in album.columns):
+                name = f"{name} ({summarise.title(row)})"
+            best = number(pipeline.scores.get(step.figures, {}).get("threshold"))
+            level = next(t for t in (best, *levels) if t is not None)
+            album.columns.append(Column(name, step, pipeline, level))
+        found.append(album)
+    return found

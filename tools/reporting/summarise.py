@@ -1,131 +1,132 @@
-"""The rows of a table: paper, ours over the seeds, difference, cost, BN batch, commands."""
+"""Figures of runs as tables of text: results, the paper's tables, stages, IoU per class."""
 
 from __future__ import annotations
 
 import shlex
 import statistics
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from typing import Any
 
-from core.data.datasets import VOC_CLASSES
-from tools.reporting.collect import Folder, mapping, number
-from tools.reporting.published import Table
+from tools import steps
+from tools.reporting.collect import Family, Pipeline, Row, mapping, number
+from tools.reporting.published import VARIANTS
+from tools.steps import Step
 
-
-@dataclass
-class Measure:
-    """One figure of a row: `values` holds a mIoU per seed that has one."""
-
-    heading: str
-    paper: float | None
-    values: list[float] = field(default_factory=list)
-    comparable: bool = True
-    decimals: int = 2
-
-    @property
-    def published(self) -> str:
-        """The paper's figure, as it is printed there."""
-        return "-" if self.paper is None else f"{self.paper:.{self.decimals}f}"
-
-    @property
-    def ours(self) -> str:
-        """Mean, and standard deviation over the seeds where there are several."""
-        if not self.values:
-            return ""
-        mean = f"{statistics.mean(self.values):.2f}"
-        if len(self.values) == 1:
-            return mean
-        return f"{mean} ± {statistics.stdev(self.values):.2f}"
-
-    @property
-    def difference(self) -> str:
-        """Ours minus the paper's, signed; starred on other data than the paper's."""
-        if self.paper is None or not self.values:
-            return ""
-        star = "" if self.comparable else " *"
-        return f"{statistics.mean(self.values) - self.paper:+.2f}{star}"
+Cells = tuple[list[str], list[list[str]]]  # headings, rows
+METRICS = {"pseudo": "rw_crf", "val": "segmentation_val"}  # names metrics.json always had
 
 
-@dataclass
-class Row:
-    """A row of a table, ready to be shown.
+def title(row: Row) -> str:
+    """What a row is called beside its siblings: its losses' name, else its folder's."""
+    return VARIANTS[row.variant].title if row.variant else row.seeds[0].path.resolve().name
 
-    Attributes:
-        status: why figures are missing ("not run", "another method" ...), or how many seeds.
-        problems: one line per failed seed, and what differs between seeds beside the seed.
+
+def label(row: Row, step: Step) -> str:
+    """What a step's result is called: CAMs by their classifier, later steps by their own title."""
+    if step.split != "train":
+        return f"{step.title}, {step.split}"
+    is_cam = step == next((s for s in steps.STEPS if s.makes_cams), None)
+    return title(row) if row.variant and is_cam else step.title
+
+
+def mean(values: list[float]) -> str:
+    """Mean, and standard deviation over the seeds where there are several; "" of none."""
+    if not values:
+        return ""
+    text = f"{statistics.mean(values):.2f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.2f}"
+
+
+def unique(values: Iterable[Any], separator: str = ", ") -> str:
+    """The values as text, each once, without None."""
+    return separator.join(dict.fromkeys(str(v) for v in values if v is not None))
+
+
+def evaluations(row: Row) -> dict[str, str]:
+    """Evaluation -> label of all a row has, in the steps' order; others by their own names."""
+    scored = {name for p in row.seeds for name in p.scores}
+    known = {s.figures: label(row, s) for s in steps.STEPS if s.title and s.figures in scored}
+    return known | {name: name for name in sorted(scored - known.keys())}
+
+
+def results(family: Family) -> Cells:
+    """A line for every evaluation; the change is against the step before, of CAMs the first row's.
+
+    It is left out between figures of different images.
     """
-
-    key: str
-    name: str
-    folders: list[Folder]
-    measures: list[Measure]
-    status: str
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def missing(self) -> str:
-        """What stands in the place of a figure that is not there."""
-        if not self.folders:
-            return "not run" if self.key else "-"
-        return "failed" if all(f.failed is not None for f in self.folders) else "not scored"
-
-
-def rows(table: Table, found: dict[str, list[Folder]]) -> list[Row]:
-    """All rows: other methods, the paper's rows, then ours that the paper does not have."""
-    result = []
-    for name, paper in table.others.items():
-        measures = [
-            Measure(heading, paper.get(key), decimals=table.decimals)
-            for key, heading in table.measures.items()
-        ]
-        result.append(Row("", name, [], measures, "another method"))
-    extra = {key: key for key in found if key not in table.rows}
-    for key, name in {**table.rows, **extra}.items():
-        result.append(_row(table, key, name, found.get(key, [])))
-    return result
+    head = ["", "mIoU", "change", "threshold", "map", "split", "images", "seeds"]
+    lines, seen = [], {}
+    for row in family.rows:
+        before = None
+        for name, text in evaluations(row).items():
+            values = row.values(name)
+            found = [p.scores[name] for p in row.seeds if p.miou(name) is not None]
+            runs = [mapping(mapping(each.get("run")).get("settings")) for each in found]
+            split = unique(run.get("split") for run in runs)
+            images = unique(each.get("images") for each in found)
+            base = before or seen.get(name)
+            change = ""
+            if base and base[1:] == (split, images):
+                change = f"{statistics.mean(values) - base[0]:+.2f}"
+            before = statistics.mean(values), split, images
+            seen.setdefault(name, before)
+            chosen = (number(each.get("threshold")) for each in found)
+            threshold = unique(sorted(f"{t:.2f}" for t in chosen if t is not None))
+            maps = unique(each.get("map") for each in found)
+            seeds = str(len(values)) if len(row.seeds) > 1 else ""
+            lines.append([text, mean(values), change, threshold, maps, split, images, seeds])
+    return without_empty(head, lines)
 
 
-def _row(table: Table, key: str, name: str, folders: list[Folder]) -> Row:
-    paper, measures = table.paper.get(key, {}), []
-    for measure, heading in table.measures.items():
-        scores = [f.scores[measure] for f in folders if f.miou(measure) is not None]
-        like_paper = all(_is_voc(each, table.images[measure]) for each in scores)
-        values = [float(each["miou"]) for each in scores]
-        measures.append(Measure(heading, paper.get(measure), values, like_paper, table.decimals))
-    problems = [f"{f.name} failed: {f.failed}" for f in folders if f.failed is not None]
-    tests = [f for f in folders if f.test_failed is not None]
-    problems += [f"{f.name}, the test submission failed: {f.test_failed}" for f in tests]
-    changed = differing_settings(folders)
-    if changed:
-        problems.append(f"the seeds differ in more than the seed: {', '.join(changed)}")
-    return Row(key, name, folders, measures, _status(folders), problems)
+def without_empty(head: list[str], lines: list[list[str]]) -> Cells:
+    """The table without the columns that have nothing in them, but for the first."""
+    kept = [i for i in range(len(head)) if i == 0 or any(line[i] for line in lines)]
+    return [head[i] for i in kept], [[line[i] for i in kept] for line in lines]
 
 
-def _is_voc(scores: dict, images: int) -> bool:
-    names = [name for name in mapping(scores.get("iou")) if name != "background"]
-    # A server's answer for test holds a mIoU alone.
-    return not names or (names == list(VOC_CLASSES) and scores.get("images") == images)
+def stages(family: Family) -> Cells:
+    """What every step took; seconds are a mean over the seeds."""
+    head = ["stage", "script", "time", "machine", "memory", "state"]
+    lines, total = [], 0.0
+    for row in family.rows:
+        whose = f" ({title(row)})" if row.variant not in ("", "all") else ""
+        for name, records in records_of(row).items():
+            seconds = [number(r.get("seconds")) or 0.0 for r in records]
+            total += sum(seconds)
+            took = duration(statistics.mean(seconds))
+            script = unique(r.get("stage") for r in records)
+            finished = sum(r.get("finished") is True for r in records)
+            state = "" if finished == len(records) else f"{finished} of {len(records)} finished"
+            what = name + whose, script, took, machine(records), peak(records), state
+            lines.append(list(what))
+    if lines:
+        lines.append(["together", "", duration(total), "", "", ""])
+    return without_empty(head, lines)
 
 
-def _status(folders: list[Folder]) -> str:
-    if not folders:
-        return "not run"
-    failed = sum(f.failed is not None for f in folders)
-    scored = sum(bool(f.scores) for f in folders)
-    total = f"{len(folders)} seed{'s' if len(folders) > 1 else ''}"
-    if failed:
-        return f"{failed} of {total} failed"
-    return total if scored == len(folders) else f"{scored} of {total} scored so far"
+def records_of(row: Row) -> dict[str, list[dict[str, Any]]]:
+    """Directory -> the run.json of every seed that has it."""
+    names = dict.fromkeys(name for p in row.seeds for name in p.records)
+    return {n: [p.records[n] for p in row.seeds if n in p.records] for n in names}
 
 
-def differing_settings(folders: list[Folder]) -> list[str]:
-    """`stage.option` of every setting but the seed that is not the same in all folders."""
-    changed = []
-    for stage in sorted({name for f in folders for name in f.stages}):
-        each = [mapping(f.stages[stage].get("settings")) for f in folders if stage in f.stages]
-        for option in sorted({key for settings in each for key in settings} - {"seed"}):
-            if any(settings.get(option) != each[0].get(option) for settings in each):
-                changed.append(f"{stage}.{option}")
-    return changed
+def machine(records: list[dict[str, Any]]) -> str:
+    """What the steps ran on, and on how many of it."""
+    devices = []
+    for record in records:
+        device = str(record.get("device_name") or record.get("device") or "?")
+        processes = number(record.get("processes")) or 1
+        devices.append(f"{processes:.0f} x {device}" if processes > 1 else device)
+    return unique(devices, " / ")
+
+
+def peak(records: list[dict[str, Any]], kinds: tuple[str, ...] = ("gpu", "cpu")) -> str:
+    """The largest memory a process took: the GPU's, or where there is none the CPU's."""
+    for kind in kinds:
+        sizes = [mapping(r.get("results")).get(f"peak_{kind}_bytes") for r in records]
+        if any(number(size) for size in sizes):
+            return f"{max(number(size) or 0 for size in sizes) / 2**30:.1f} GiB"
+    return ""
 
 
 def duration(seconds: float) -> str:
@@ -135,71 +136,70 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def cost(folders: list[Folder]) -> str:
-    """Device, time per seed, and the largest GPU memory any stage took."""
-    devices, totals, peak = [], [], 0.0
-    for folder in folders:
-        seconds = 0.0
-        for record in folder.stages.values():
-            if record.get("stage") == "random_walk":
-                continue  # its time is that of make_pseudo_labels.py, which writes both
-            seconds += number(record.get("seconds")) or 0
-            peak = max(peak, number(mapping(record.get("results")).get("peak_gpu_bytes")) or 0)
-            device = str(record.get("device_name") or record.get("device") or "?")
-            processes = number(record.get("processes")) or 1
-            devices.append(f"{processes:.0f} x {device}" if processes > 1 else device)
-        if seconds:
-            totals.append(seconds)
-    if not totals:
-        return ""
-    memory = f", {peak / 2**30:.1f} GiB" if peak else ""
-    each = " a seed" if len(folders) > 1 else ""
-    names = " / ".join(dict.fromkeys(devices))
-    return f"{names}, {duration(statistics.mean(totals))}{each}{memory}"
+def metrics(families: list[Family]) -> dict[str, Any]:
+    """mIoU by name and seconds by directory; of several families by their names."""
+    result = {}
+    for family in families:
+        figures: dict[str, Any] = {}
+        seconds: dict[str, float] = {}
+        for row in family.rows:
+            suffix = {"": "", "all": "", "cls": "_plain"}.get(row.variant, f"_{row.variant}")
+            for name in evaluations(row):
+                figures[METRICS.get(name, name) + suffix] = statistics.mean(row.values(name))
+            for name, records in records_of(row).items():
+                took = [number(r.get("seconds")) or 0.0 for r in records]
+                seconds[name + suffix] = statistics.mean(took)
+        result[family.name] = figures | {"seconds": seconds}
+    return result if len(result) != 1 else next(iter(result.values()))
 
 
-def bn_batch(folders: list[Folder]) -> str:
-    """How many images a BatchNorm of the classifier saw at a time."""
-    seen = [
-        mapping(record.get("resolved")).get("bn_batch")
-        for folder in folders
-        for record in folder.stages.values()
-        if record.get("stage") == "train_classification"
-    ]
-    return ", ".join(dict.fromkeys(str(each) for each in seen if each is not None))
+def problems(row: Row) -> list[str]:
+    """A line for each failed seed, and one for what differs between seeds beside the seed."""
+    lines = [f"{p.name} failed: {p.failed}" for p in row.seeds if p.failed is not None]
+    changed = []
+    for name, records in records_of(row).items():
+        settings = [mapping(record.get("settings")) for record in records]
+        for option in sorted({key for each in settings for key in each} - {"seed"}):
+            if any(each.get(option) != settings[0].get(option) for each in settings):
+                changed.append(f"{name}.{option}")
+    if changed:
+        lines.append(f"the seeds differ in more than the seed: {', '.join(changed)}")
+    return lines
 
 
-def commands(folder: Folder) -> list[str]:
-    """The command lines of the stages and evaluations, in the order they were started."""
-    records = [(str(r.get("started", "")), r.get("argv")) for r in folder.stages.values()]
-    lines = [argv for _, argv in sorted(records, key=lambda each: each[0])]
-    lines += [mapping(scores.get("run")).get("argv") for scores in folder.scores.values()]
+def notes(family: Family) -> list[str]:
+    """Data, failures and what is missing, a line each."""
+    seeds = [p for row in family.rows for p in row.seeds]
+    counts = {len(mapping(each.get("iou"))) - 1 for p in seeds for each in p.scores.values()}
+    n_classes = unique(f"{n} classes" for n in sorted(counts) if n > 0)
+    data = ", ".join(filter(None, (unique(p.data or None for p in seeds), n_classes)))
+    lines = [f"Data: {data}"] if data else []
+    if not any(p.scores for p in seeds):
+        lines.append("Nothing is scored; evaluate.py --json RUNS/<step>.json does it given masks")
+    return lines + [f"{title(row)}: {line}" for row in family.rows for line in problems(row)]
+
+
+def commands(pipeline: Pipeline) -> list[str]:
+    """The command lines of steps and evaluations, in the order they were started."""
+    order = sorted(pipeline.records.values(), key=lambda record: str(record.get("started", "")))
+    lines = [record.get("argv") for record in order]
+    lines += [mapping(scores.get("run")).get("argv") for scores in pipeline.scores.values()]
     written = [shlex.join(["python", *map(str, argv)]) for argv in lines if isinstance(argv, list)]
     return list(dict.fromkeys(written))
 
 
-def class_ious(folders: list[Folder], measure: str) -> dict[str, float | None]:
-    """Class name -> IoU, averaged over the seeds where the class occurs."""
-    values: dict[str, list[float]] = {}
-    for folder in folders:
-        for name, value in mapping(folder.scores.get(measure, {}).get("iou")).items():
-            values.setdefault(name, [])
-            if number(value) is not None:
-                values[name].append(float(value))
-    return {name: statistics.mean(each) if each else None for name, each in values.items()}
-
-
-def data_line(folders: list[Folder]) -> str:
-    """Which data the figures come from: the data roots, images and classes scored."""
-    parts = []
-    for folder in folders:
-        roots = [mapping(r.get("arguments")).get("data") for r in folder.stages.values()]
-        root = next((str(r) for r in roots if r), "?")
-        for scores in folder.scores.values():
-            names = mapping(scores.get("iou"))
-            if names:
-                split = mapping(mapping(scores.get("run")).get("settings")).get("split", "?")
-                parts.append(
-                    f"{root}, {split}: {scores.get('images', '?')} images, {len(names) - 1} classes"
-                )
-    return "; ".join(dict.fromkeys(parts))
+def class_ious(family: Family) -> Cells:
+    """IoU per class of every evaluation, a mean over the seeds that have it."""
+    columns: dict[str, dict[str, str]] = {}
+    for row in family.rows:
+        for name, text in evaluations(row).items():
+            found = [mapping(p.scores.get(name, {}).get("iou")) for p in row.seeds]
+            column = {}
+            for each in dict.fromkeys(c for ious in found for c in ious):
+                values = [v for ious in found if (v := number(ious.get(each))) is not None]
+                column[each] = f"{statistics.mean(values):.1f}" if values else ""
+            if column:
+                columns[text if text not in columns else f"{text} ({title(row)})"] = column
+    classes = dict.fromkeys(c for column in columns.values() for c in column)
+    lines = [[each, *(column.get(each, "") for column in columns.values())] for each in classes]
+    return ["class", *columns], lines

@@ -1,5 +1,5 @@
 // Without this script every image is shown; with it, each gallery can be narrowed to a class.
-document.querySelectorAll(".gallery").forEach((gallery) => {
+document.querySelectorAll(".gallery:has(select)").forEach((gallery) => {
   const select = gallery.querySelector("select");
   const show = () => {
     gallery.querySelectorAll("article").forEach((image) => {
