@@ -61,7 +61,7 @@ def affinity(edge: Tensor, label: Tensor, radius: int = 10, counts: Tensor | Non
     its pairs in the whole batch: both background, both the same class, different. The sources
     are the pixels whose half disc of `radius` lies inside the image, as in the code of IRN: pairs
     never leave it. A set without pairs contributes 0. `counts` (3,) replaces the numbers of pairs
-    that the sums are divided by, for a batch in parts. Raises ValueError where the shapes differ.
+    that the sums are divided by, for a microbatch. Raises ValueError where the shapes differ.
     """
     if edge.shape != label.shape or edge.ndim not in (2, 3):
         shapes = f"{tuple(edge.shape)} and {tuple(label.shape)}"
@@ -70,13 +70,12 @@ def affinity(edge: Tensor, label: Tensor, radius: int = 10, counts: Tensor | Non
     if counts is None:
         counts = torch.stack([pairs.sum() for pairs in sets])
     affinities = pair_affinity(_wide(edge).reshape(-1, *edge.shape[-2:]), radius)
-
-    def surprise(probability: Tensor, count: Tensor) -> Tensor:
-        return -torch.log(probability + 1e-5).sum() / count.clamp(min=1)
-
-    bgpos = surprise(affinities.masked_select(sets[0]), counts[0])
-    fgpos = surprise(affinities.masked_select(sets[1]), counts[1])
-    neg = surprise(1 - affinities.masked_select(sets[2]), counts[2])
+    surprise = -torch.log(torch.where(sets[2], 1 - affinities, affinities) + 1e-5)
+    # Multiplied by its set, not selected: to learn how many it selects, the host would wait.
+    bgpos, fgpos, neg = (
+        (surprise * pairs).sum() / count.clamp(min=1)
+        for pairs, count in zip(sets, counts, strict=True)
+    )
     return (bgpos / 2 + fgpos / 2 + neg) / 2
 
 
