@@ -68,9 +68,8 @@ class Labelling:
     def __call__(self, image_id: str, image: Tensor, scores: Scores) -> None:
         """Write `OUT/<id>.png` of an image, uint8 (3, H, W)."""
         maps = upsample(torch.from_numpy(scores.cam).float(), scores.size)
-        places = range(1, len(maps) + 1)  # labels of the CRF: a place in `classes`, not a class
         thresholds = self.foreground_threshold, self.background_threshold
-        both = [label_map(maps, threshold, places).numpy() for threshold in thresholds]
+        both = [label_map(maps, threshold).numpy() for threshold in thresholds]
         if len(maps):
             field = crf.DenseCRF(
                 images.as_array(image), **crf.LABEL_WIDTHS, backend=self.backend, device=self.device

@@ -61,7 +61,7 @@ class Labelling:
         threshold = self.threshold
         if threshold == "auto":
             threshold = otsu(maps.amax(0).numpy()) if len(maps) else 1.0
-        labels = label_map(maps, threshold, range(1, len(maps) + 1)).numpy()
+        labels = label_map(maps, threshold).numpy()
         if self.iterations and len(maps):
             labels = crf.refine_labels(
                 images.as_array(image),

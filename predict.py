@@ -114,16 +114,18 @@ class Refinement:
     overlays: bool
 
     def segment(self, name: str, path: Path, maps: Tensor | np.ndarray) -> None:
-        """Write the files of a picture from its probabilities (C + 1, h, w), or its labels (h, w).
+        """Write the files of a picture from its probabilities (C + 1, h, w).
 
         The label map comes last: it says that the rest is there.
         """
         image = images.as_array(images.read_image(path))
         if self.iterations:
             small = images.fit(image, self.max_side)
-            maps = crf.refine_probabilities(
-                small, maps, self.iterations, backend=self.backend, device=self.device
-            )
+            how = {"backend": self.backend, "device": self.device}
+            if small is image:  # the argmax is taken where the marginals are
+                self.write(name, image, crf.most_probable(image, maps, self.iterations, **how))
+                return
+            maps = crf.refine_probabilities(small, maps, self.iterations, **how)
         self.write(name, image, segmentation.argmax_at_size(torch.as_tensor(maps), image.shape[:2]))
 
     def activate(self, network: nn.Module, how: argparse.Namespace, name: str, path: Path) -> None:
@@ -134,8 +136,7 @@ class Refinement:
         for index, score in zip(seen, maps.cpu().numpy(), strict=True):
             file = f"{name}_{network.classes[index - 1]}.jpg"
             write_jpeg(self.out / "heat_maps" / file, visual.heat_map(small, score))
-        places = list(range(1, len(seen) + 1))
-        labels = cam.label_map(maps, how.threshold, places)
+        labels = cam.label_map(maps, how.threshold)
         if self.iterations:
             labels = crf.refine_labels(
                 small,

@@ -99,8 +99,9 @@ def main(argv: list[str] | None = None) -> None:
     ids = data.ids(args.split)
     labels = data.image_labels(ids)
     plan = Plan.of(args, len(ids), device)
-    if args.crop % (16 * args.grid):
-        raise InputError(f"--crop {args.crop} is not divisible by 16 x --grid {args.grid}")
+    stride = recipe.BACKBONE.output_stride
+    if args.crop % (stride * args.grid):
+        raise InputError(f"--crop {args.crop} is not divisible by {stride} x --grid {args.grid}")
     precision.set_determinism(args.deterministic, device)
     start = weights.load(args.weights, args.backbone)
     torch.manual_seed(args.seed)

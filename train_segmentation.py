@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     data = DataRoot(args.data)
     ids = data.ids(args.split)
     plan = Plan.of(args, len(ids), device)
-    if args.crop % 16:
-        raise InputError(f"--crop {args.crop} is not divisible by 16")
+    if args.crop % recipe.BACKBONE.output_stride:
+        raise InputError(f"--crop {args.crop} is not divisible by {recipe.BACKBONE.output_stride}")
     precision.set_determinism(args.deterministic, device)
     start = weights.load(args.weights, args.backbone)
     torch.manual_seed(args.seed)

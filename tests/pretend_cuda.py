@@ -8,7 +8,7 @@ Inside `with pretend_cuda(root, capability) as log:` there is one GPU, as far as
   boolean indices, blocking copies such as `torch.tensor(..., device=CUDA)`.
 
 It cannot see what a GPU's kernels lack, nor cuDNN, NCCL, streams, memory and time. It leans on
-private names of PyTorch: tried with 2.4.1 and 2.14.1, on machines without a GPU. Say `CUDA`, with
+private names of PyTorch: tried with 2.4.1 and 2.14.1, on a machine without a GPU. Say `CUDA`, with
 its index: PyTorch 2.4 would take a bare "cuda" for the CPU here.
 """
 
@@ -96,9 +96,10 @@ class Pretended(torch.Tensor):
         place = {}
         if inner.layout == torch.strided:
             place = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
-        new = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, dtype=inner.dtype, device=CUDA, **place
-        )
+        with torch.inference_mode(inner.is_inference()):
+            new = torch.Tensor._make_wrapper_subclass(
+                cls, inner.shape, dtype=inner.dtype, device=CUDA, **place
+            )
         new.inner = inner
         return new
 
@@ -108,6 +109,10 @@ class Pretended(torch.Tensor):
 
     def __repr__(self) -> str:
         return f"Pretended({self.inner!r})"
+
+    def new_tensor(self, data: Any, **options: Any) -> torch.Tensor:
+        # PyTorch 2.4 would leave it on the CPU.
+        return torch.tensor(data, **{"dtype": self.dtype, "device": CUDA, **options})
 
     def tolist(self) -> list:
         _log.wait("tolist")
@@ -133,13 +138,13 @@ def _is_cuda(device: Any) -> bool:
 
 def _dispatch(func, args, kwargs):
     """Compute on the inner tensors, by the rules of CUDA."""
-    composite = "CompositeImplicitAutograd"  # which inference mode does not take apart by itself
-    if torch.is_inference_mode_enabled() and torch._C._dispatch_has_kernel_for_dispatch_key(
-        func.name(), composite
-    ):
-        with _Mode():
-            return func.decompose(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    is_inference = torch.is_inference_mode_enabled() or any(t.is_inference() for t in tensors)
+    # Autograd takes an operator such as `to` apart, inference mode hands it over whole.
+    if is_inference and func.has_kernel_for_dispatch_key(composite):
+        with _Mode():
+            return func._op_dk(composite, *args, **kwargs)
     for tensor in tensors:
         if tensor.grad_fn is not None:
             _seen[tensor.grad_fn, tensor.output_nr] = tensor.shape, tensor.dtype

@@ -33,7 +33,7 @@ def argmax_labels(cams: np.ndarray, background: float) -> np.ndarray:
 
 
 def affinity_label(model: crf.DenseCRF, cams: np.ndarray) -> np.ndarray:
-    """SPEC section 3: two passes on one image; index 0 background, 255 undecided."""
+    """The authors' affinity labels: two passes on one image; 0 background, 255 undecided."""
     foreground, background = (
         model.refine_labels(argmax_labels(cams, score), len(cams) + 1, 10) for score in (0.4, 0.1)
     )
@@ -65,6 +65,9 @@ def test_golden_probabilities(golden, backend):
     assert q.dtype == np.float32
     tolerance = 1e-5 if backend == "pydensecrf" else 1e-4
     np.testing.assert_allclose(q, golden["prob21_crf_t10"], atol=tolerance, rtol=0)
+    label = crf.most_probable(golden["image"], golden["prob21"], 10, backend=backend)
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, q.argmax(0))
 
 
 def adversarial_images() -> dict[str, np.ndarray]:
@@ -206,6 +209,7 @@ PROBS = np.full((2, 4, 6), 0.5, np.float32)
         (lambda: crf.refine_probabilities(IMAGE, PROBS.astype(int), 1), "must be floating"),
         (lambda: crf.refine_probabilities(IMAGE, PROBS * np.nan, 1), "hold NaN"),
         (lambda: crf.refine_probabilities(IMAGE, PROBS * 10, 1), "outside 0..1"),
+        (lambda: crf.most_probable(IMAGE, PROBS - 1, 1), "outside 0..1"),
         (lambda: crf.DenseCRF(IMAGE, 0, 5), "sxy and srgb must be positive"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from conftest import REPO, golden
 
 from core.method.affinity import affinity, paths
-from core.method.random_walk import random_walk, transition
+from core.method.random_walk import random_walk, rescale, transition
 
 
 def example(size: tuple[int, int], n_classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,6 +68,22 @@ def test_a_wall_keeps_scores_on_their_side():
     assert (scores[:, :8] > 0).all() and (scores[:, 8:] == 0).all()
 
 
+def test_rescale_divides_by_the_global_maximum_at_image_size():
+    scores = torch.zeros(2, 4, 5)
+    scores[0, 3, 4], scores[1, 1, 2] = 8, 1
+    # The pixel (12, 16) is the last of the image: 5/8 of the way to the sample (3, 4), each way.
+    got = rescale(scores, (13, 17))
+    assert got[1, 1, 2] != got[0, 3, 4], "each class was divided by a maximum of its own"
+    torch.testing.assert_close(got, scores / (8 * 0.625**2))
+
+
+def test_without_scores_nothing_is_walked_or_rescaled():
+    cam, edge = example((4, 5))
+    assert random_walk(cam[:0], edge).shape == (0, 4, 5)
+    assert rescale(cam[:0], (16, 20)).shape == (0, 4, 5)
+    assert torch.equal(rescale(0 * cam, (16, 20)), 0 * cam)  # no 0 / 0
+
+
 def test_transition_is_a_valid_matrix():
     matrix = transition(example((9, 11))[1], 5, 10.0)
     rows, columns, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
@@ -86,7 +102,7 @@ def test_transition_is_a_valid_matrix():
         lambda cam, edge: (cam / 0, edge),
         lambda cam, edge: (cam, edge[:-1]),
         lambda cam, edge: (cam[0], edge),
-        lambda cam, edge: (cam[:0], edge),
+        lambda cam, edge: (cam[:, :0], edge[:0]),
         lambda cam, edge: (cam.half(), edge),
     ],
 )

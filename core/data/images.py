@@ -13,8 +13,9 @@ from torch import Tensor
 
 from core.errors import InputError
 from core.files import atomic_path
+from core.recipe import DATA
 
-IGNORE = 255  # label value of pixels that take no part in losses and scores
+IGNORE = DATA.ignore  # label value of pixels that take no part in losses and scores
 MAX_PIXELS = 80_000_000  # a header that claims more is refused before anything is decoded
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 

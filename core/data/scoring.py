@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from core.data import images
 from core.data.datasets import DataRoot
@@ -23,8 +24,10 @@ def scores(
     for image_id in ids:
         file = Scores.load(folder / f"{image_id}.npz", len(data.classes))
         mask = images.read_label(data.mask_path(image_id, masks), data.n_labels, file.size)
-        best, classes = best_class(file)
-        sweep.update(classes, best, mask)
+        # The background's 0 before the classes: an image without any class is all background.
+        maps = F.pad(upsample(torch.from_numpy(file.cam), file.size), (0, 0, 0, 0, 1, 0))
+        scores, best = maps.max(0)
+        sweep.update(np.array([0, *file.classes])[best.numpy()], scores.numpy(), mask)
     return sweep
 
 

@@ -12,14 +12,15 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from core.data.images import IGNORE
+from core.recipe import CAM, CLASSIFICATION, DATA
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet, of RGB in [0, 1]
-STD = (0.229, 0.224, 0.225)
-SCALES = (0.5, 1.0, 1.5, 2.0)  # of multi-scale inference, each with its mirror image
+MEAN, STD = DATA.mean, DATA.std
+_MEAN, _STD = (torch.tensor(rgb).view(1, 3, 1, 1) * 255 for rgb in (MEAN, STD))
+SCALES = CAM.scales
 
 
 class RandomView:
-    """Resize the LONGER side to a random integer, flip, then crop or pad to a square (SPEC recipe).
+    """Resize the LONGER side to a random integer, flip, then crop or pad to a square.
 
     Args:
         sides: inclusive range (pixels) of the longer side after the bicubic resize.
@@ -41,7 +42,7 @@ class RandomView:
         scale = int(rng.integers(self.sides[0], self.sides[1] + 1)) / max(height, width)
         size = [max(1, round(height * scale)), max(1, round(width * scale))]
         image = F.resize(image, size, InterpolationMode.BICUBIC, antialias=True)
-        flip = rng.random() < 0.5
+        flip = rng.random() < CLASSIFICATION.flip
         place = [_window(side, self.crop, rng) for side in size]
         view, box = self._cut(image, place, flip, fill=0)
         if mask is None:
@@ -75,8 +76,8 @@ def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
 
     Runs on the device, after a transfer of a quarter of the bytes. The result is channels_last.
     """
-    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1) * 255
-    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1) * 255
+    # A blocking copy would wait for all the GPU has still to do.
+    mean, std = (rgb.to(images.device, non_blocking=True) for rgb in (_MEAN, _STD))
     # In place, and before the change of layout: broadcasting over channels_last takes a CPU six
     # times as long.
     views = images.float().sub_(mean).div_(std)

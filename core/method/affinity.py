@@ -96,7 +96,7 @@ class _PairAffinity(torch.autograd.Function):
         steps = np.zeros((len(lines), max(map(len, lines))), int)
         for row, line in zip(steps, lines, strict=True):
             row[: len(line)] = line @ (width, 1)
-        steps = torch.from_numpy(steps).to(grad.device)
+        steps = torch.from_numpy(steps).to(grad.device, non_blocking=True)
         grad_edge = grad.new_zeros(n, height * width)
         for i in range(len(lines)):
             target = source + steps[i][winner[:, i].int()]

@@ -8,8 +8,10 @@ Arrays, tensors on any device and PIL images are taken alike; results are NumPy 
 
 Several images in flight on one GPU: call from several threads, each inside its own
 `with torch.cuda.stream(torch.cuda.Stream())`. The calls share nothing but the cache of spatial
-lattices, which is safe to share, and return when their result is on the host. At 1200x900 with 21
-labels a call takes 1 GB of GPU memory on a photograph, 2.5 GB at most (an image of pure noise).
+lattices, which is safe to share, and return when their result is on the host. A call waits for the
+GPU twice: for the size of the image's lattice and for the result (a third time for the lattice of
+an image size that is new). At 1200x900 with 21 labels it takes 1 GB of GPU memory on a photograph,
+2.5 GB at most (an image of pure noise).
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError
-from core.method.lattice import Lattice
+from core.method.lattice import bilateral_lattice, spatial_lattice
+from core.recipe import LABEL_CRF, PROBABILITY_CRF
 
 Device = torch.device | str | None
 BACKENDS = ("auto", "pydensecrf", "torch")
 
-# Widths (sxy in pixels, srgb in 8-bit colour steps) and Potts weights of the two pairwise terms.
-SPATIAL_SXY, SPATIAL_WEIGHT, BILATERAL_WEIGHT = 3.0, 3.0, 10.0
-LABEL_WIDTHS = {"sxy": 50.0, "srgb": 5.0}
-PROBABILITY_WIDTHS = {"sxy": 80.0, "srgb": 13.0}
+# Widths of the bilateral term: sxy in pixels, srgb in 8-bit colour steps.
+LABEL_WIDTHS = {"sxy": LABEL_CRF.bilateral_sxy, "srgb": LABEL_CRF.bilateral_srgb}
+PROBABILITY_WIDTHS = {
+    "sxy": PROBABILITY_CRF.bilateral_sxy,
+    "srgb": PROBABILITY_CRF.bilateral_srgb,
+}
 
 
 def resolve_backend(name: str = "auto", device: Device = None) -> str:
@@ -71,7 +76,7 @@ def refine_labels(
     labels: Any,
     n_labels: int,
     iterations: int,
-    gt_prob: float = 0.7,
+    gt_prob: float = LABEL_CRF.gt_prob,
     backend: str = "auto",
     device: Device = None,
 ) -> np.ndarray:
@@ -86,6 +91,14 @@ def refine_probabilities(
     """`DenseCRF.refine_probabilities` of one image, at the segmentation's widths (80 and 13)."""
     crf = DenseCRF(image, **PROBABILITY_WIDTHS, backend=backend, device=device)
     return crf.refine_probabilities(probs, iterations)
+
+
+def most_probable(
+    image: Any, probs: Any, iterations: int, backend: str = "auto", device: Device = None
+) -> np.ndarray:
+    """`DenseCRF.most_probable` of one image, at the segmentation's widths (80 and 13)."""
+    crf = DenseCRF(image, **PROBABILITY_WIDTHS, backend=backend, device=device)
+    return crf.most_probable(probs, iterations)
 
 
 class DenseCRF:
@@ -110,17 +123,22 @@ class DenseCRF:
         self.backend = resolve_backend(backend, device)
         self.device = _device(device if self.backend == "torch" else None)
         image = _tensor(image, "image", "uint8", (None, None, 3))
-        self._image = image.to(self.device, copy=True).contiguous()
+        self._image = _send(image, self.device, copy=True).contiguous()
         self._size = tuple(image.shape[:2])
         self._widths = {"sxy": float(sxy), "srgb": float(srgb)}
         self._compiled: tuple[int, Any] = (0, None)
         if self.backend == "torch":
-            bilateral = Lattice(_bilateral_features(self._image, **self._widths)).normalize_()
-            spatial = _spatial_lattice(*self._size, self.device)
-            self._terms = ((spatial, SPATIAL_WEIGHT), (bilateral, BILATERAL_WEIGHT))
+            bilateral = bilateral_lattice(self._image, **self._widths)
+            spatial, is_built = spatial_lattice(*self._size, LABEL_CRF.gaussian_sxy, self.device)
+            if is_built is not None:  # perhaps on another stream, a moment ago
+                torch.cuda.current_stream(self.device).wait_event(is_built)
+            self._terms = (
+                (spatial, LABEL_CRF.gaussian_compat),
+                (bilateral, LABEL_CRF.bilateral_compat),
+            )
 
     def refine_labels(
-        self, labels: Any, n_labels: int, iterations: int, gt_prob: float = 0.7
+        self, labels: Any, n_labels: int, iterations: int, gt_prob: float = LABEL_CRF.gt_prob
     ) -> np.ndarray:
         """Refine a label map of which each pixel is right with probability `gt_prob`.
 
@@ -137,7 +155,11 @@ class DenseCRF:
         return self.refine_label_maps([labels], n_labels, iterations, gt_prob)[0]
 
     def refine_label_maps(
-        self, maps: Sequence[Any], n_labels: int, iterations: int, gt_prob: float = 0.7
+        self,
+        maps: Sequence[Any],
+        n_labels: int,
+        iterations: int,
+        gt_prob: float = LABEL_CRF.gt_prob,
     ) -> list[np.ndarray]:
         """`refine_labels` for several label maps of the image.
 
@@ -148,11 +170,12 @@ class DenseCRF:
         wrong = (1 - gt_prob) / max(n_labels - 1, 1)
         unaries = []
         for labels in maps:
-            labels = _tensor(labels, "labels", "integer", self._size).long()
-            low, high = (int(value) for value in labels.aminmax())
-            if low < 0 or high >= n_labels:
-                raise ValueError(f"CRF: labels {low}..{high} do not fit n_labels {n_labels}")
-            labels = labels.to(self.device)
+            labels = _tensor(labels, "labels", "integer", self._size)
+            if labels.is_cpu:  # on a GPU `scatter_` refuses them: to ask would make the host wait
+                low, high = (int(value) for value in labels.long().aminmax())
+                if low < 0 or high >= n_labels:
+                    raise ValueError(f"CRF: labels {low}..{high} do not fit n_labels {n_labels}")
+            labels = _send(labels, self.device).long()
             unary = labels.new_full((n_labels, labels.numel()), -np.log(wrong), dtype=torch.float32)
             unaries.append(unary.scatter_(0, labels.reshape(1, -1), -np.log(gt_prob)))
         best = self._infer(torch.stack(unaries), iterations).argmax(1).view(-1, *self._size)
@@ -171,15 +194,33 @@ class DenseCRF:
         Raises:
             ValueError: probabilities of another size or type, NaN, or outside 0..1.
         """
+        q = self._marginals(probs, iterations).cpu().numpy()
+        _refuse(np.isnan(q[0, 0, 0]))
+        return q
+
+    def most_probable(self, probs: Any, iterations: int) -> np.ndarray:
+        """The argmax of `refine_probabilities`, taken on the device: a label is 1 byte, not 4 C.
+
+        Returns (H, W) labels, the lowest on ties: uint8, or int64 if C > 256.
+        """
+        q = self._marginals(probs, iterations)
+        best = torch.where(q[0].isnan(), -1, q.argmax(0).int()).cpu().numpy()
+        _refuse(best[0, 0] < 0)
+        return best.astype(np.uint8 if len(q) <= 256 else np.int64)
+
+    def _marginals(self, probs: Any, iterations: int) -> Tensor:
+        """`refine_probabilities` as a tensor on the device; NaN if the probabilities are none."""
         probs = _tensor(probs, "probabilities", "floating", (None, *self._size)).detach()
-        # NaN fails both comparisons; the margin is for softmax outputs that round above 1.
-        if not bool(((probs >= -1e-3) & (probs <= 1 + 1e-3)).all()):
-            raise ValueError("CRF: the probabilities hold NaN or values outside 0..1")
-        clipped = probs.to(self.device, torch.float32).flatten(1).clamp(1e-5, 1)
+        probs = _send(probs, self.device, dtype=torch.float32)
+        # NaN fails both comparisons; the margin is for softmax outputs that round above 1. The
+        # answer goes with the result: to ask for it here would make the host wait for a GPU.
+        is_sound = ((probs >= -1e-3) & (probs <= 1 + 1e-3)).all()
+        clipped = probs.flatten(1).clamp(PROBABILITY_CRF.min_prob, 1)
         # On a CPU NumPy's logarithm, which pydensecrf takes: torch's differs in the last bit.
         is_cpu = clipped.device.type == "cpu"
         unary = -torch.from_numpy(np.log(clipped.numpy())) if is_cpu else -clipped.log()
-        return self._infer(unary[None], iterations)[0].reshape(probs.shape).cpu().numpy()
+        q = self._infer(unary[None], iterations)[0].reshape(probs.shape)
+        return torch.where(is_sound, q, torch.nan)
 
     @torch.no_grad()
     def _infer(self, unaries: Tensor, iterations: int) -> Tensor:
@@ -203,9 +244,9 @@ class DenseCRF:
         if self._compiled[0] != len(unary):
             height, width = self._size
             crf = _pydensecrf().DenseCRF2D(width, height, len(unary))
-            crf.addPairwiseGaussian(sxy=SPATIAL_SXY, compat=SPATIAL_WEIGHT)
+            crf.addPairwiseGaussian(sxy=LABEL_CRF.gaussian_sxy, compat=LABEL_CRF.gaussian_compat)
             image = self._image.numpy()
-            crf.addPairwiseBilateral(**self._widths, rgbim=image, compat=BILATERAL_WEIGHT)
+            crf.addPairwiseBilateral(**self._widths, rgbim=image, compat=LABEL_CRF.bilateral_compat)
             self._compiled = len(unary), crf
         crf = self._compiled[1]
         crf.setUnaryEnergy(unary.contiguous().numpy())
@@ -219,28 +260,14 @@ def _softmax_(logits: Tensor) -> Tensor:
     return logits.div_(logits.sum(1, keepdim=True))
 
 
-def _positions(height: int, width: int, sxy: float, device: torch.device) -> Tensor:
-    """Features (H*W, 2) float32: x and y in units of sxy."""
-    # Divided by a tensor: CUDA multiplies by the inverse of a number, which rounds differently.
-    step = torch.tensor(sxy, device=device)
-    x = torch.arange(width, dtype=torch.float32, device=device) / step
-    y = torch.arange(height, dtype=torch.float32, device=device) / step
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)], 1)
+def _send(tensor: Tensor, device: torch.device, **changes: Any) -> Tensor:
+    """`tensor` on `device`, without a wait for the GPU that takes it (one that gives it must)."""
+    return tensor.to(device, non_blocking=device.type != "cpu", **changes)
 
 
-def _bilateral_features(image: Tensor, sxy: float, srgb: float) -> Tensor:
-    """Features (H*W, 5) float32: x and y in units of sxy; r, g and b in units of srgb."""
-    colours = image.view(-1, 3) / torch.tensor(srgb, device=image.device)
-    return torch.cat([_positions(*image.shape[:2], sxy, image.device), colours], 1)
-
-
-@functools.lru_cache(maxsize=8)
-def _spatial_lattice(height: int, width: int, device: torch.device) -> Lattice:
-    """It knows nothing of an image but the size, which many images share."""
-    lattice = Lattice(_positions(height, width, SPATIAL_SXY, device)).normalize_()
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()  # the next user may be on another stream
-    return lattice
+def _refuse(is_bad: bool) -> None:
+    if is_bad:
+        raise ValueError("CRF: the probabilities hold NaN or values outside 0..1")
 
 
 def _device(device: Device) -> torch.device:

@@ -12,6 +12,7 @@ reads its vertices with the same weights (slice). The cost is linear in the numb
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -49,6 +50,8 @@ class Lattice:
         order = _argsort(keys)
         keys = keys.index_select(0, order)  # several times faster than keys[order] on a CPU
         is_first = F.pad(keys[1:] != keys[:-1], (1, 0), value=True)
+        # The one place where the host waits for a GPU: only the colours tell how many vertices
+        # there are, and room for the most there can be would make the blur 6 times as long.
         starts = is_first.nonzero().squeeze(1)
         vertex = torch.empty_like(order, dtype=torch.int32)
         vertex.scatter_(0, order, is_first.cumsum(0, dtype=torch.int32) - 1)
@@ -94,6 +97,36 @@ class Lattice:
         )
 
 
+def bilateral_lattice(image: Tensor, sxy: float, srgb: float) -> Lattice:
+    """Of a uint8 image (H, W, 3): x and y in units of sxy; r, g and b in units of srgb."""
+    colours = image.view(-1, 3) / torch.full((), srgb, device=image.device)
+    features = torch.cat([_positions(*image.shape[:2], sxy, image.device), colours], 1)
+    return Lattice(features).normalize_()
+
+
+@functools.lru_cache(maxsize=8)
+def spatial_lattice(
+    height: int, width: int, sxy: float, device: torch.device
+) -> tuple[Lattice, torch.cuda.Event | None]:
+    """It knows nothing of an image but the size, which many images share.
+
+    The second value is, on a GPU, the event that it is built: the next user may be on another
+    stream.
+    """
+    lattice = Lattice(_positions(height, width, sxy, device)).normalize_()
+    cuda = device.type == "cuda"
+    return lattice, torch.cuda.current_stream(device).record_event() if cuda else None
+
+
+def _positions(height: int, width: int, sxy: float, device: torch.device) -> Tensor:
+    """Features (H*W, 2) float32: x and y in units of sxy."""
+    # Divided by a tensor: CUDA multiplies by the inverse of a number, which rounds differently.
+    step = torch.full((), sxy, device=device)
+    x = torch.arange(width, dtype=torch.float32, device=device) / step
+    y = torch.arange(height, dtype=torch.float32, device=device) / step
+    return torch.cartesian_prod(y, x).flip(1)
+
+
 def _elevate(points: Tensor) -> Tensor:
     """Features (d, N) -> coordinates (d+1, N) on the plane sum(x) = 0 (Adams et al., p. 5)."""
     d, n = points.shape
@@ -137,28 +170,29 @@ def _enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return base, rank, weights
 
 
-def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
+def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     """Give every vertex of every simplex one integer, linear in its coordinates.
 
     The d+1 coordinates of a lattice vertex are congruent mod d+1 and add up to 0, so the d numbers
     (x[i] - x[i-1]) / (d+1) determine it; they are the digits of a mixed-radix number. A step along
     lattice direction i (+d at i, -1 elsewhere) changes that number by the constant `steps[i]`.
 
-    Returns keys (N * (d+1),) int64, the d+1 vertices of a point side by side, and the steps.
+    Returns keys (N * (d+1),) int64, the d+1 vertices of a point side by side, and the steps (d+1,).
     """
     d = len(base) - 1
     digits = base[1:] - base[:-1]
     # The vertices of a simplex differ from vertex 0 by at most 1 per digit, neighbours by 1 more.
-    spans = (digits.amax(1) - digits.amin(1) + 5).tolist()
-    strides = [math.prod(int(span) for span in spans[:i]) for i in range(d + 1)]
-    if strides.pop() >= 2**62:
-        # Too many cells for 63 bits (no image at the usual widths comes near): the strides become
-        # fixed random 62-bit numbers and the key a hash with wrap-around, linear all the same. Two
-        # of a million vertices collide with probability 1e-7.
-        strides = np.random.default_rng(0).integers(2**61, 2**62, d).tolist()
-    steps = [right - left for right, left in zip([0, *strides], [*strides, 0], strict=True)]
+    spans = digits.amax(1) - digits.amin(1) + 5
+    strides = F.pad(spans[:-1].long().cumprod(0), (1, 0), value=1)
+    # Too many cells for 63 bits (no image at the usual widths comes near): the strides become
+    # fixed random 62-bit numbers and the key a hash with wrap-around, linear all the same. Two of a
+    # million vertices collide with probability 1e-7. Chosen on the device: the host does not ask.
+    hashed = torch.from_numpy(np.random.default_rng(0).integers(2**61, 2**62, d))
+    hashed = hashed.to(base.device, non_blocking=True)
+    strides = torch.where(spans.double().prod() < 2.0**62, strides, hashed)
+    steps = F.pad(strides, (0, 1)) - F.pad(strides, (1, 0))
 
-    column = torch.tensor(steps, device=base.device)[:, None]
+    column = steps[:, None]
     # Vertex r has subtracted d+1 from the r coordinates of the highest rank, and added r to all.
     moves = torch.empty_like(rank).scatter_(0, rank, column.expand_as(rank)).flip(0)
     keys = torch.empty_like(rank)
@@ -185,7 +219,7 @@ def _argsort(keys: Tensor) -> Tensor:
     return torch.from_numpy(order)
 
 
-def _neighbours(keys: Tensor, steps: list[int]) -> Tensor:
+def _neighbours(keys: Tensor, steps: Tensor) -> Tensor:
     """The two vertices next to each vertex along each direction; `keys` (M,) sorted, unique.
 
     Returns (d+1, M+1, 2) int32, the rows of the next and the previous one; M where there is none.

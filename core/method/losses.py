@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.data.images import IGNORE
 from core.method.affinity import neighbour, pair_affinity, paths
+from core.recipe import AFFINITY, CLASSIFICATION
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -79,14 +80,21 @@ def puzzle(
     return loss, terms
 
 
-def alpha(step: int, max_step: int, peak: float = 4.0, ramp: float = 0.5) -> float:
+def alpha(
+    step: int,
+    max_step: int,
+    peak: float = CLASSIFICATION.alpha,
+    ramp: float = CLASSIFICATION.alpha_ramp,
+) -> float:
     """Weight of L_re at a global step: 0 -> peak, linear over the first `ramp` of training."""
     if max_step < 1 or ramp < 0:
         raise ValueError(f"alpha needs max_step >= 1 and ramp >= 0, not {max_step} and {ramp}")
     return min(peak * step / (ramp * max_step), peak) if ramp else peak
 
 
-def affinity(edge: Tensor, label: Tensor, radius: int = 10, counts: Tensor | None = None) -> Tensor:
+def affinity(
+    edge: Tensor, label: Tensor, radius: int = AFFINITY.radius, counts: Tensor | None = None
+) -> Tensor:
     """Affinity loss (IRN, "Loss for class boundary detection"): an edge only between unlike pairs.
 
     Edge (H, W) or (N, H, W), probabilities in [0, 1]; label of the same shape, integers in
@@ -94,7 +102,7 @@ def affinity(edge: Tensor, label: Tensor, radius: int = 10, counts: Tensor | Non
     its pairs in the whole batch: both background, both the same class, different. The sources
     are the pixels whose half disc of `radius` lies inside the image, as in the code of IRN: pairs
     never leave it. A set without pairs contributes 0. `counts` (3,) replaces the numbers of pairs
-    that the sums are divided by, for a batch in parts. Raises ValueError where the shapes differ.
+    that the sums are divided by, for a microbatch. Raises ValueError where the shapes differ.
     """
     if edge.shape != label.shape or edge.ndim not in (2, 3):
         shapes = f"{tuple(edge.shape)} and {tuple(label.shape)}"
@@ -103,17 +111,17 @@ def affinity(edge: Tensor, label: Tensor, radius: int = 10, counts: Tensor | Non
     if counts is None:
         counts = torch.stack([pairs.sum() for pairs in sets])
     affinities = pair_affinity(_wide(edge).reshape(-1, *edge.shape[-2:]), radius)
+    surprise = -torch.log(torch.where(sets[2], 1 - affinities, affinities) + AFFINITY.epsilon)
+    # Multiplied by its set, not selected: to learn how many it selects, the host would wait.
+    bgpos, fgpos, neg = (
+        (surprise * pairs).sum() / count.clamp(min=1)
+        for pairs, count in zip(sets, counts, strict=True)
+    )
+    of_bgpos, of_fgpos, of_neg = AFFINITY.loss_weights
+    return of_bgpos * bgpos + of_fgpos * fgpos + of_neg * neg
 
-    def surprise(probability: Tensor, count: Tensor) -> Tensor:
-        return -torch.log(probability + 1e-5).sum() / count.clamp(min=1)
 
-    bgpos = surprise(affinities.masked_select(sets[0]), counts[0])
-    fgpos = surprise(affinities.masked_select(sets[1]), counts[1])
-    neg = surprise(1 - affinities.masked_select(sets[2]), counts[2])
-    return (bgpos / 2 + fgpos / 2 + neg) / 2
-
-
-def count_pairs(label: Tensor, radius: int = 10) -> Tensor:
+def count_pairs(label: Tensor, radius: int = AFFINITY.radius) -> Tensor:
     """How many pairs the three means of `affinity` are over: int64 (3,) bgpos, fgpos, neg."""
     return torch.stack([pairs.sum() for pairs in _pair_sets(label, radius)])
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from core.recipe import CLASSIFICATION
 
-def tile(images: Tensor, grid: int = 2) -> Tensor:
+
+def tile(images: Tensor, grid: int = CLASSIFICATION.grid) -> Tensor:
     """Cut images into grid x grid tiles: (N, C, H, W) -> (grid²·N, C, H/grid, W/grid).
 
     The tiles do not overlap. Piece-major: the top-left tiles of all images first, then the next
@@ -22,7 +24,7 @@ def tile(images: Tensor, grid: int = 2) -> Tensor:
     return torch.cat([piece for row in rows for piece in row.chunk(grid, dim=3)])
 
 
-def merge(tiles: Tensor, grid: int = 2) -> Tensor:
+def merge(tiles: Tensor, grid: int = CLASSIFICATION.grid) -> Tensor:
     """The inverse of `tile`: (grid²·N, C, h, w) -> (N, C, grid·h, grid·w).
 
     h and w are free: what is merged are the class maps of the tiles. Raises ValueError where

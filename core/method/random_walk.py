@@ -8,36 +8,48 @@ CPU at 94 x 125, and in 200 MB at 225 x 300, where the dense matrix alone takes 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from core.data.scores import upsample
 from core.method.affinity import affinity, paths
+from core.recipe import RANDOM_WALK
 
 
 def random_walk(
-    cam: Tensor, edge: Tensor, radius: int = 5, beta: float = 10.0, log2_steps: int = 8
+    cam: Tensor,
+    edge: Tensor,
+    radius: int = RANDOM_WALK.radius,
+    beta: float = RANDOM_WALK.beta,
+    log2_steps: int = RANDOM_WALK.log2_steps,
 ) -> Tensor:
     """Scores after 2^log2_steps steps: (cam * (1 - edge)) T^(2^log2_steps).
 
-    Cam (K, h, w), finite, float32 or float64; edge (h, w) in [0, 1]; tensors or arrays. Returns
-    (K, h, w) in the type and on the device of `cam`. Float64 agrees with the dense form to 1e-12;
-    float32 drifts by about 1e-4 relative, as T's rounding acts 256 times. Raises ValueError for
-    other shapes or types, for scores that are not finite, for edges outside [0, 1].
+    Cam (K, h, w), finite, float32 or float64, K = 0 allowed; edge (h, w) in [0, 1]; tensors or
+    arrays. Returns (K, h, w) in the type and on the device of `cam`. Float64 agrees with the dense
+    form to 1e-12; float32 drifts by about 1e-4 relative, as T's rounding acts 256 times. Raises
+    ValueError for other shapes or types, for scores that are not finite, for edges outside [0, 1].
+    On a GPU bad values do not raise, as asking for them would make the host wait: every score of
+    the image is NaN then, which `Scores.save` refuses.
     """
     cam = torch.as_tensor(cam)
     edge = torch.as_tensor(edge).to(cam)
     if cam.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the random walk computes in float32 or float64, not {cam.dtype}")
-    if cam.ndim != 3 or edge.shape != cam.shape[1:] or not cam.numel():
+    if cam.ndim != 3 or edge.shape != cam.shape[1:] or not edge.numel():
         shapes = f"{tuple(cam.shape)} and {tuple(edge.shape)}"
         raise ValueError(f"the random walk needs cam (K, h, w) and edge (h, w), not {shapes}")
-    if not cam.isfinite().all() or not ((edge >= 0) & (edge <= 1)).all():
-        raise ValueError("the random walk needs finite scores and edges in [0, 1]")
     if beta <= 0 or log2_steps < 0:
         raise ValueError(f"need beta > 0 and log2_steps >= 0, not {beta} and {log2_steps}")
+    is_sound = cam.isfinite().all() & ((edge >= 0) & (edge <= 1)).all()
+    if is_sound.is_cpu and not is_sound:
+        raise ValueError("the random walk needs finite scores and edges in [0, 1]")
+    if not len(cam):
+        return cam
 
     with torch.no_grad():
         step = transition(edge, radius, beta)
@@ -48,7 +60,18 @@ def random_walk(
         # 375 x 500 image, which stays in the last-level cache of a CPU or a GPU.
         for _ in range(2**log2_steps):
             scores = step @ scores
+        scores = torch.where(is_sound, scores, torch.nan)
         return scores.reshape(-1, len(cam)).T.contiguous().view(cam.shape)
+
+
+def rescale(scores: Tensor, size: Sequence[int]) -> Tensor:
+    """Scores after the walk, (K, h, w) -> (K, h, w), as shares of their maximum at image size.
+
+    One maximum for all classes of the image (IRN), not one for each: a class that the walk left
+    faint stays faint beside the others. It is the maximum of the upsampled maps, cut to `size`
+    (H, W), at most that of the stride-4 maps. Scores without any class stay as they are.
+    """
+    return scores / upsample(scores, size).max().clamp(min=1e-20) if len(scores) else scores
 
 
 def transition(edge: Tensor, radius: int, beta: float) -> Tensor:
@@ -58,12 +81,11 @@ def transition(edge: Tensor, radius: int, beta: float) -> Tensor:
     row i holds affinity(i, j)^beta of its neighbours j and 1 of itself, divided by their sum.
     """
     height, width = edge.shape
-    offsets = torch.tensor(paths(radius)[0], device=edge.device)
+    offsets = paths(radius)[0]
     after = affinity(edge, radius) ** beta
     # A pair seen from its far end. What wraps around is 0: that pair leaves the image.
     before = [
-        pair.roll(offset, (0, 1))
-        for pair, offset in zip(after, paths(radius)[0].tolist(), strict=True)
+        pair.roll(offset, (0, 1)) for pair, offset in zip(after, offsets.tolist(), strict=True)
     ]
     weight = torch.stack([*before[::-1], torch.ones_like(edge), *after], dim=-1)
     del before, after
@@ -71,21 +93,21 @@ def transition(edge: Tensor, radius: int, beta: float) -> Tensor:
 
     # In this order the columns of a row ascend, as CSR wants them. 32-bit indices take half the
     # memory, and MKL would convert 64-bit ones at every product.
-    offsets = torch.cat([-offsets.flip(0), torch.zeros_like(offsets[:1]), offsets]).int()
-    y = torch.arange(height, device=edge.device, dtype=torch.int32)[:, None, None] + offsets[:, 0]
-    x = torch.arange(width, device=edge.device, dtype=torch.int32)[:, None] + offsets[:, 1]
+    offsets = np.concatenate([-offsets[::-1], 0 * offsets[:1], offsets]).astype(np.int32)
+    dy, dx = torch.from_numpy(offsets).to(edge.device, non_blocking=True).unbind(1)
+    y = torch.arange(height, device=edge.device, dtype=torch.int32)[:, None, None] + dy
+    x = torch.arange(width, device=edge.device, dtype=torch.int32)[:, None] + dx
     inside = ((y >= 0) & (y < height)) & ((x >= 0) & (x < width))
-    entries = pad(inside.sum(-1).flatten().cumsum(0), (1, 0)).int()
-    values = weight.masked_select(inside)
+    # How many pairs stay inside is known from the shape: a masked_select would wait to be told.
+    count = int((height - abs(offsets[:, 0])).clip(0) @ (width - abs(offsets[:, 1])).clip(0))
+    place = inside.flatten().cumsum(0)
+    entries = pad(place[len(offsets) - 1 :: len(offsets)], (1, 0)).int()
+    place = torch.where(inside.flatten(), place - 1, count)  # the rest goes behind the last one
+    values = weight.new_empty(count + 1).scatter_(0, place, weight.flatten())[:count]
     del weight
-    columns = (y * width + x).masked_select(inside)
+    columns = (y * width + x).flatten()
+    columns = columns.new_empty(count + 1).scatter_(0, place, columns)[:count]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         shape = (edge.numel(), edge.numel())
         return torch.sparse_csr_tensor(entries, columns, values, shape, check_invariants=False)
-
-
-def rescale(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    if not len(scores):
-        return scores
-    return scores / upsample(scores, size).max().clamp(min=1e-20)

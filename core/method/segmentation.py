@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.data.transforms import normalize
+from core.method import passes
 
 BAND = 64  # rows upsampled at a time: 4000 pixels wide and 21 classes make 21 MB
 
@@ -17,21 +17,15 @@ BAND = 64  # rows upsampled at a time: 4000 pixels wide and 21 classes make 21 M
 def probabilities(
     network: Callable[[Tensor], Tensor], copies: Sequence[Tensor], size: tuple[int, int]
 ) -> Tensor:
-    """Softmax of the logits summed over scales and flips (SPEC, "segmentation inference").
+    """Softmax of the logits, summed over scales and flips.
 
-    Args:
-        network: (N, 3, H, W) normalised images -> (N, n_labels, H, W) logits.
-        copies: per scale, uint8 (B, 3, h, w), see `transforms.pyramid`. size: (H, W) of the images.
-
-    Returns:
-        float32 (B, n_labels, H, W).
+    Network and copies as in `passes.outputs`, the maps being logits; size: (H, W) of the images.
+    Returns float32 (B, n_labels, H, W).
     """
     total: Tensor | float = 0.0
-    for images in copies:
-        views = normalize(images)
-        straight, mirrored = network(torch.cat([views, views.flip(-1)])).float().chunk(2)
-        for each in (straight, mirrored.flip(-1)):
-            total = total + F.interpolate(each, size, mode="bilinear")
+    for pair in passes.outputs(network, copies):
+        for logits in pair:
+            total = total + F.interpolate(logits, size, mode="bilinear")
     return total.softmax(1)
 
 
