@@ -69,7 +69,7 @@ def walk(
     """The scores of one image, uint8 (3, H, W) on the network's device, after the walk."""
     with autocast:
         edge = edge_map(network, image, pad_to)
-    cam = torch.from_numpy(scores.cam).to(image.device, torch.float64)
+    cam = torch.from_numpy(scores.cam).to(image.device, non_blocking=True).double()
     walked = random_walk(cam, edge.double(), radius, beta, log2_steps).float()
     return Scores(scores.classes, rescale(walked, scores.size).cpu().numpy(), scores.size)
 

@@ -140,9 +140,10 @@ def _dispatch(func, args, kwargs):
     """Compute on the inner tensors, by the rules of CUDA."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite)
     is_inference = torch.is_inference_mode_enabled() or any(t.is_inference() for t in tensors)
     # Autograd takes an operator such as `to` apart, inference mode hands it over whole.
-    if is_inference and func.has_kernel_for_dispatch_key(composite):
+    if is_inference and is_composite:
         with _Mode():
             return func._op_dk(composite, *args, **kwargs)
     for tensor in tensors:
