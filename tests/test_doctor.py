@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from argparse import Namespace
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
+from core.data.transforms import pyramid
 from core.errors import InputError
-from core.method.networks import Classifier
+from core.method import boundary, cam, segmentation
+from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from tools import budget, doctor
 
 IDS = ["a", "b", "c"]
@@ -49,8 +58,9 @@ def root(tmp_path: Path) -> Path:
 def test_good_data_root(root: Path) -> None:
     findings = list(doctor.check_data(options("--data", str(root))))
     assert {level for level, *_ in findings} == {"ok"}
-    images, pixels, labels, classes = budget.data_facts(root, "train_aug")
-    assert (images, pixels, classes) == (3, 240, 2) and labels == pytest.approx(4 / 3)
+    Image.new("RGB", (30, 40)).save(root / "JPEGImages" / "c.jpg")
+    facts = budget.data_facts(root, "train_aug")
+    assert facts == budget.Facts(3, pytest.approx(560), pytest.approx(4 / 3), 2, (40, 30))
 
 
 def test_data_root_with_gaps(root: Path) -> None:
@@ -93,14 +103,88 @@ def test_kept_bytes_against_real_tensors() -> None:
 
 def test_memory_falls_with_accumulation_and_half_precision() -> None:
     args = options("--backbone", "resnet18")
-    for stage in doctor.TRAININGS:
+    for stage in ("train_classification", "train_affinity", "train_segmentation"):
         need = [budget.training_bytes(stage, args, half, n) for half, n in ((0, 1), (0, 4), (1, 4))]
         assert need[0] > need[1] > need[2] > 2**30
 
 
+def test_peak_bytes_counts_what_lives_at_one_time() -> None:
+    def work() -> torch.Tensor:
+        first = torch.zeros(1000)  # 4,000 bytes
+        second = first.double()  # 8,000
+        del first
+        second.add_(1)  # in place, and a view of it: nothing more
+        return second.view(10, 100).sum(0)  # 800
+
+    assert budget.peak_bytes(work) == 12_000
+
+
+@pytest.mark.parametrize("stage", ["make_cam", "make_random_walk", "predict"])
+def test_inference_bytes_against_real_tensors(root: Path, stage: str) -> None:
+    """What is counted on shapes is what a real batch of the largest image holds on the CPU."""
+    Image.new("RGB", (120, 90)).save(root / "JPEGImages" / "b.jpg")
+    given = ["--data", str(root), "--backbone", "resnet18", "--batch-images", "2"]
+    args = options(*given, "--max-side", "80", "--scales", "0.5", "1.0", "1.5")
+    network = {
+        "make_cam": lambda: Classifier("resnet18", 2),
+        "make_random_walk": lambda: AffinityNet("resnet18"),
+        "predict": lambda: DeepLabV3Plus("resnet18", 3),
+    }[stage]()
+    network = network.eval().to(memory_format=torch.channels_last)
+
+    def infer() -> None:
+        if stage == "make_random_walk":
+            boundary.edge_map(network, torch.zeros(3, 90, 120, dtype=torch.uint8), 512)
+            return
+        picture = np.zeros((60, 80, 3), np.uint8)
+        copies = [torch.stack([c, c]) for c in pyramid(picture, args.scales)]
+        if stage == "make_cam":
+            cam.sum_scales(network, copies, (90, 120))
+        else:
+            segmentation.probabilities(network, copies, (60, 80))
+
+    with torch.inference_mode():
+        peak = budget.peak_bytes(infer)
+    weights = 4 * sum(p.numel() for p in network.parameters())
+    estimate = budget.inference_bytes(stage, args, half=False)
+    assert estimate == pytest.approx(1.1 * (peak + weights) + 2**30, rel=1e-4)
+
+
+def test_options_that_save_memory_in_inference(root: Path) -> None:
+    Image.new("RGB", (4000, 3000)).save(root / "JPEGImages" / "b.jpg")
+    given = ["--data", str(root), "--backbone", "resnet18"]
+
+    def need(stage: str, *more: str, half: bool = False, jobs: int = 4) -> int:
+        return budget.memory_bytes(stage, options(*given, *more), half, jobs)
+
+    for stage in ("make_cam", "predict"):
+        default = need(stage)
+        assert default < need(stage, "--max-side", "4000") / 3
+        assert default > need(stage, "--batch-images", "1") > need(stage, "--max-side", "64")
+        assert default > need(stage, "--scales", "0.5", "1") and default > need(stage, half=True)
+    for stage in ("make_affinity_labels", "make_pseudo_labels"):
+        assert need(stage, jobs=4) == 4 * need(stage, jobs=1) > 4 * 450 * 4000 * 3000
+    assert need("make_random_walk") > need("make_random_walk", half=True) > 2**30
+
+
+def test_remedies_are_options_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "training_bytes", lambda *_: 1 << 60)
+    monkeypatch.setattr(budget, "inference_bytes", lambda *_: 1 << 60)
+    monkeypatch.setattr(budget, "crf_bytes", lambda *_: 1 << 60)
+    found = list(doctor.check_memory(options("--backbone", "resnet18")))
+    remedies = [remedy for level, *_, remedy in found if level == "FAIL"]
+    assert len(remedies) == len(budget.HOLDS)
+    for stage, remedy in zip(budget.HOLDS, remedies, strict=True):
+        parser = importlib.import_module(stage).get_args_parser()
+        named = re.findall(r"--[\w-]+", remedy)
+        assert set(named) <= set(parser._option_string_actions)
+        assert ("--max-side" in named) == (stage in ("make_cam", "predict"))
+
+
 def test_too_little_memory_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    args = options("--backbone", "resnet18", "--out", str(tmp_path), "--stage", doctor.STAGES[0])
-    monkeypatch.setattr(doctor, "training_bytes", lambda *_: 1 << 60)
+    given = ["--backbone", "resnet18", "--out", str(tmp_path), "--stage", "train_classification"]
+    args = options(*given)
+    monkeypatch.setattr(budget, "training_bytes", lambda *_: 1 << 60)
     assert level_of(list(doctor.check_memory(args)), "memory") == "FAIL"
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 20, 0, 1 << 20))
@@ -108,6 +192,40 @@ def test_too_little_memory_and_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert level_of(findings, "output") == "ok" and level_of(findings, "disk") == "FAIL"
     assert level_of(list(doctor.check_workers(args)), "/dev/shm") == "FAIL"
     assert not any(tmp_path.iterdir())
+
+
+def test_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = options("--out", str(tmp_path / "runs"), "--stage", "make_cam")
+    assert level_of(list(doctor.check_output(args)), "locks") == "ok"
+
+    def refuse(number: int) -> Callable[..., None]:
+        def lockf(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return lockf
+
+    monkeypatch.setattr(fcntl, "lockf", refuse(errno.ENOLCK))
+    findings = list(doctor.check_output(args))
+    assert level_of(findings, "output") == "ok" and level_of(findings, "locks") == "warn"
+    monkeypatch.setattr(fcntl, "lockf", refuse(errno.EROFS))
+    assert level_of(list(doctor.check_output(args)), "output") == "FAIL"
+    assert not any(tmp_path.iterdir())
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "is_available": True,
+        "device_count": 2,
+        "get_device_name": "a GPU",
+        "mem_get_info": (30 << 30, 32 << 30),
+        "get_device_capability": (8, 0),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    given = ["--stage", "make_cam", "--backbone", "resnet18", "--gpus"]
+    for gpus, levels in (("4", {"FAIL", "ok"}), ("2", {"ok"})):
+        findings = list(doctor.check_memory(options(*given, gpus)))
+        assert {level for level, what, *_ in findings if what == "GPU"} == levels
+        assert level_of(findings, "memory") == "ok"
 
 
 def test_disk_of_cams_is_their_size() -> None:
@@ -127,8 +245,8 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "resnet18-f37072fd.pth").write_bytes(b"half of it")
     assert level_of(list(doctor.check_weights(args)), "weights") == "FAIL"
-    unknown = options("--backbone", "vgg16")
-    assert level_of(list(doctor.check_weights(unknown)), "weights") == "FAIL"
+    with pytest.raises(InputError, match="resnet18"):
+        list(doctor.check_weights(options("--backbone", "vgg16")))
     with pytest.raises(InputError):
         list(doctor.check_weights(options("--weights", str(tmp_path / "none.pth"))))
 
@@ -138,16 +256,24 @@ def test_missing_crf_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert level_of(list(doctor.check_crf(options())), "CRF") == "warn"
 
 
-@pytest.mark.parametrize("python, level", [("3.9.1", "FAIL"), ("3.12.0", "ok"), ("3.14.0", "warn")])
+@pytest.mark.parametrize(
+    "python, level", [("3.9.1", "FAIL"), ("3.12.0", "ok"), ("3.14.0", "ok"), ("3.15.0", "warn")]
+)
 def test_versions(monkeypatch: pytest.MonkeyPatch, python: str, level: str) -> None:
     monkeypatch.setattr(doctor.platform, "python_version", lambda: python)
-    monkeypatch.setattr(doctor.metadata, "requires", lambda _: ["torch==2.0.1"])
     monkeypatch.setattr(torch, "__version__", "2.3.1+cpu")
     findings = list(doctor.check_versions(options()))
     assert level_of(findings, "python") == level and level_of(findings, "numpy") == "ok"
     assert level_of(findings, "torch") == "FAIL"
-    found = [found for _, what, found, _ in findings if what == "torchvision"]
-    assert found[0].endswith("was made for torch 2.0.1")
+
+
+def test_torchvision_of_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist\nand more")
+
+    monkeypatch.setattr(torchvision.io, "encode_jpeg", fail)
+    findings = {what: found for _, what, found, _ in doctor.check_versions(options())}
+    assert findings["torchvision"] == "does not work: operator torchvision::nms does not exist"
 
 
 def test_report_and_status(

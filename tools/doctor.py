@@ -17,28 +17,31 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 # What needs torch is imported in the checks: torch may be broken.
 from core import files
 from core.errors import InputError
-from core.run.main import run_main
-from tools.budget import GIB, TRAININGS, data_facts, disk_bytes, training_bytes
+from core.run import lock
+from core.run.main import SAVERS, run_main
+from tools import budget
+from tools.budget import GIB
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
-STAGES = (*TRAININGS, "make_cam", "make_pseudo_labels", "evaluate")
-PACKAGES = {
-    "numpy": "pip install -r requirements.txt",
-    "PIL": "pip install -r requirements.txt",
-    "tqdm": "pip install -r requirements.txt",
+PACKAGES = dict.fromkeys(("numpy", "PIL", "tqdm"), "pip install -r requirements.txt") | {
     "torch": "pip install -U torch torchvision; 2.4 or later is needed",
     "torchvision": "pip install -U torch torchvision, both from the same index",
+}
+STAGE_OPTIONS = {
+    "--batch-size": "over all GPUs",
+    "--accumulate": "microbatches of a batch",
+    "--crop": "side of the training views",
+    "--batch-images": "images computed together",
+    "--max-side": "larger images are reduced to this longer side",
+    "--jobs": "dense CRFs at the same time",
 }
 Findings = Iterator[tuple[str, str, str, str]]  # level, what, what was found, what to do unless ok
 
@@ -51,6 +54,10 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 def major_minor(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
@@ -58,31 +65,20 @@ def major_minor(version: str) -> tuple[int, ...]:
 def check_versions(_: argparse.Namespace) -> Findings:
     python = platform.python_version()
     level = "FAIL" if major_minor(python) < (3, 10) else "ok"
-    level = "warn" if major_minor(python) > (3, 13) else level
-    yield level, "python", python, "make an environment with Python 3.10 to 3.13"
+    level = "warn" if major_minor(python) > (3, 14) else level
+    yield level, "python", python, "make an environment with Python 3.10 to 3.14"
     for name, remedy in PACKAGES.items():
         try:
             module = importlib.import_module(name)
             version, problem = module.__version__, ""
             if name == "torch" and major_minor(version) < (2, 4):
                 problem = " is too old"
-            if name == "torchvision":
-                problem = mismatch(module)
+            if name == "torchvision":  # its compiled half fits one version of torch
+                image = importlib.import_module("torch").zeros(3, 8, 8).byte()
+                module.io.decode_jpeg(module.io.encode_jpeg(image))
         except Exception as error:  # a broken binary raises anything
             version, problem = "does not work: ", first_line(error)
         yield "FAIL" if problem else "ok", name, version + problem, remedy
-
-
-def mismatch(torchvision: Any) -> str:
-    """Try its compiled half; what is wrong if it pins another torch than the installed one."""
-    import torch
-
-    torchvision.io.decode_jpeg(torchvision.io.encode_jpeg(torch.zeros(3, 8, 8, dtype=torch.uint8)))
-    for requirement in metadata.requires("torchvision") or ():
-        pin = re.match(r"torch\s*\(?==\s*([\d.]+)", requirement)
-        if pin and pin[1] != torch.__version__.split("+")[0]:
-            return f" was made for torch {pin[1]}"
-    return ""
 
 
 def check_memory(args: argparse.Namespace) -> Findings:
@@ -102,17 +98,24 @@ def check_memory(args: argparse.Namespace) -> Findings:
         yield "warn", "GPU", "PyTorch sees none and would train on the CPU", remedy
         rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free, total = (int(rows[k].split()[0]) << 10 for k in ("MemAvailable", "MemTotal"))
+        free, total = free // args.gpus, total // args.gpus
     half = precision.amp_type(args.amp, device) != "off"
-    share = max(1, args.batch_size // args.gpus)
-    for stage in (stage for stage in TRAININGS if stage in args.stage):
-        need = training_bytes(stage, args, half, args.accumulate)
+    jobs = args.jobs or (4 if device.type == "cuda" else max(1, cores() // args.gpus))
+    for stage in args.stage:
+        need = budget.memory_bytes(stage, args, half, jobs)
+        if need is None:
+            continue
         found = f"{stage} needs about {gib(need)} (estimate), {gib(free)} of {gib(total)} are free"
         level = "ok" if need < free else "warn" if need < total else "FAIL"
-        parts = (p for p in range(args.accumulate, share) if share % p == 0)
-        parts = (p for p in parts if training_bytes(stage, args, half, p) < free)
-        fits = next(parts, share) if level != "ok" else args.accumulate
-        remedy = f"--accumulate {fits}, or a smaller --crop or --batch-size, or --amp bf16"
-        yield level, "memory", found, remedy
+        known = vars(budget.options_of(stage, args))
+        savers = {k: v for k, v in SAVERS.items() if k[2:].replace("-", "_") in known}
+        savers.pop("--workers", None)
+        if level != "ok" and "--accumulate" in savers:
+            share = max(1, known["batch_size"] // args.gpus)
+            counts = (n for n in range(known["accumulate"], share + 1) if share % n == 0)
+            fits = (n for n in counts if budget.training_bytes(stage, args, half, n) < free)
+            savers["--accumulate"] = f"--accumulate {next(fits, share)}"
+        yield level, "memory", found, ", or ".join([*savers.values(), "smaller images"])
 
 
 def check_crf(_: argparse.Namespace) -> Findings:
@@ -134,13 +137,9 @@ def check_weights(args: argparse.Namespace) -> Findings:
         weights.load(args.weights, args.backbone)
         yield "ok", "weights", f"{args.weights}, for {args.backbone}", ""
         return
-    if args.backbone in backbones.TIMM:
-        backbones.Backbone(args.backbone)  # says what to install
+    if args.backbone not in weights.IMAGENET:
+        backbones.Backbone(args.backbone)  # says what to install, or which names there are
         yield "ok", "weights", f"timm downloads those of {args.backbone} at the first start", ""
-        return
-    if args.backbone not in backbones.NAMES:
-        known = ", ".join(backbones.NAMES)
-        yield "FAIL", "weights", f"none known for {args.backbone}", f"--backbone is one of {known}"
         return
     url = weights.IMAGENET[args.backbone].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
@@ -191,11 +190,13 @@ def check_output(args: argparse.Namespace) -> Findings:
     out = args.out.resolve()
     folder = next(path for path in (out, *out.parents) if path.exists())
     try:
-        tempfile.TemporaryFile(dir=folder).close()
+        locks = lock.works(folder)
         yield "ok", "output", f"{folder} can be written", ""
+        found = f"{folder}: its file system has {'' if locks else 'no '}locks"
+        yield "ok" if locks else "warn", "locks", found, "never start two runs in one directory"
     except OSError as error:
         yield "FAIL", "output", f"{folder}: {error.strerror}", "choose another --out"
-    needs = {stage: disk_bytes(stage, args) for stage in args.stage}
+    needs = {stage: budget.disk_bytes(stage, args) for stage in args.stage}
     free, total = shutil.disk_usage(folder).free, sum(needs.values())
     each = ", ".join(f"{stage} {need / GIB:.2f}" for stage, need in needs.items())
     found = f"about {gib(total)} needed (estimate: {each}), {gib(free)} free at {folder}"
@@ -204,17 +205,16 @@ def check_output(args: argparse.Namespace) -> Findings:
 
 
 def check_workers(args: argparse.Namespace) -> Findings:
-    cpus = len(os.sched_getaffinity(0))
-    workers = min(4, cpus) if args.workers is None else args.workers
+    cpus = cores()
+    workers = min(4, max(1, cpus // args.gpus)) if args.workers is None else args.workers
     level = "ok" if workers * args.gpus <= cpus else "warn"
     found = f"{cpus} cores for {args.gpus} x {workers} loader processes"
     yield level, "CPU", found, f"--workers {cpus // args.gpus}"
-    # A worker has 4 batches ready: views and masks in training; 4 images on 4 scales in make_cam.
-    training = 4 * args.crop**2 * args.batch_size
-    inference = 4 * 3 * 7.5 * data_facts(args.data, args.split)[1] * args.gpus
-    each, free = 4 * max(training, inference), shutil.disk_usage("/dev/shm").free
+    each = max(budget.loader_bytes(stage, args) for stage in args.stage)
+    free = shutil.disk_usage("/dev/shm").free
     found = f"loaders hold up to {gib(workers * each)}, {gib(free)} free"
-    remedy = f"--workers {int(free / each)}; in docker --shm-size={int(workers * each / GIB) + 1}g"
+    remedy = f"--workers {int(free / (each or 1))}; "
+    remedy += f"in docker --shm-size={int(workers * each / GIB) + 1}g"
     yield "ok" if workers * each < free else "FAIL", "/dev/shm", found, remedy
 
 
@@ -233,37 +233,39 @@ def examine(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
         except Exception as error:  # a broken package raises anything
             broken = {name for level, name, *_ in findings if level == "FAIL"} & PACKAGES.keys()
             found = f"not checked, {type(error).__name__}: {first_line(error)}"
-            remedy = f"mend {min(broken)} first" if broken else "please report this"
+            remedy = f"fix {min(broken)} first" if broken else "please report this"
             findings.append(("warn" if broken else "FAIL", what, found, remedy))
     return findings
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    # core.options has most of these, but does not import where torch is broken.
+    # core.run.options has most of these, but does not import where torch is broken.
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--data", type=Path, help="data root; VOC's sizes are assumed without one")
     p.add_argument("--split", default="train_aug", help="the list to train on (train_aug)")
     p.add_argument("--out", type=Path, default=Path("runs"), help="where the runs will be (runs)")
-    p.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="default: all")
+    stages = tuple(budget.HOLDS)
+    p.add_argument("--stage", nargs="+", choices=stages, default=stages, help="default: all")
     p.add_argument("--backbone", default="resnet50", help="resnet50")
     p.add_argument("--weights", default="imagenet", help="imagenet, none or a file (imagenet)")
-    p.add_argument("--batch-size", type=int, default=32, help="over all GPUs (32)")
-    p.add_argument("--accumulate", type=int, default=1, help="parts of a batch (1)")
-    p.add_argument("--crop", type=int, default=512, help="side of the training views (512)")
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto")
-    p.add_argument("--gpus", type=int, default=1, help="processes of torchrun (1)")
+    p.add_argument("--gpus", type=int, default=1, help="processes on this machine (1)")
     p.add_argument("--workers", type=int, help="loader processes per GPU (4, or fewer cores)")
+    for option, words in STAGE_OPTIONS.items():
+        p.add_argument(option, type=int, help=f"{words} (the stage's own)")
+    p.add_argument("--scales", type=float, nargs="+", help="of inference (the stage's own)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
     return p
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
-    for option in ("batch_size", "accumulate", "crop", "gpus"):
-        if getattr(args, option) < 1:
-            raise InputError(f"--{option.replace('_', '-')}: at least 1 is needed")
+    for option in ("--gpus", *STAGE_OPTIONS):
+        value = getattr(args, option[2:].replace("-", "_"))
+        if value is not None and value < 1:
+            raise InputError(f"{option}: at least 1 is needed")
     findings = examine(args)
     for level, what, found, remedy in findings:
         print(f"{level:<5}{what}: {found}" + (f" -> {remedy}" if level != "ok" else ""))
