@@ -2,22 +2,11 @@
 # Table 1: which loss terms help? CAM mIoU on train for L_cls, +L_p-cls, +L_re, and all.
 # Machine: one 40 GB GPU (or GPUS=4). Time: 10 hours a seed on VOC; SMALL=1: 20 minutes for 2 seeds
 # on 2 CPU cores. Paper (ResNet-50): 47.82, 47.70, 49.21, 51.53.
-# Restart it at any point: finished rows are not repeated. SEEDS="0 1 2" for mean and deviation.
+# Restart it at any point: finished steps are not repeated. SEEDS="0 1 2" for mean and deviation;
+# DATA, RUNS, BACKBONES and GPUS are heeded too, and options are those of tools/tables.py.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/tables.sh"
-[ -n "$SMALL" ] && BACKBONE=resnet18
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ -n "${SMALL:-}" ]; then source scripts/setup.sh; setup requirements.txt; fi
 
-for seed in $SEEDS; do
-  for name in cls cls_pcls cls_re all; do
-    case $name in
-      cls) switches="--no-p-cls --no-re" ;;
-      cls_pcls) switches="--no-re" ;;
-      cls_re) switches="--no-p-cls" ;;
-      all) switches="" ;;
-    esac
-    dir=$RUNS/table1/$name/seed$seed
-    [ $name = all ] && reuse "$BACKBONE" "$dir" "$RUNS"/table{3,2}/"$BACKBONE/seed$seed"
-    row "$dir" "classify $BACKBONE $seed $dir $switches"
-  done
-done
-report
+python tools/tables.py 1 ${SMALL:+--small} ${DATA:+--data "$DATA"} ${RUNS:+--runs "$RUNS"} \
+  ${SEEDS:+--seeds $SEEDS} ${BACKBONES:+--backbones $BACKBONES} ${GPUS:+--gpus "$GPUS"} "$@"

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from core.files import write_json
-
 PYTHON = sorted([*REPO.glob("*.py"), *REPO.glob("tools/*.py")])
 SCRIPTS = [p for p in PYTHON if p.read_text().startswith("#!")]
 SOURCES = sorted([*REPO.glob("scripts/*.sh"), *REPO.glob("*.md"), *REPO.glob("docs/*.md"),
@@ -31,6 +29,7 @@ def commands(path: Path) -> list[tuple[str, list[str]]]:
         if match and (REPO / match[1]).exists():
             arguments = re.sub(r"\s[#>|].*$", "", match[2])
             arguments = re.sub(r'"\$\{?(\w+\[@\]|@)\}?"', "", arguments)  # arrays of more options
+            arguments = re.sub(r"\$\{\w+:\+(.*?)\}", r"\1", arguments)  # ${SET:+options}
             arguments = re.sub(r"\$\{?\w+[^\s\"}/]*\}?", "0", arguments)
             found.append((match[1], shlex.split(arguments)))
     return found
@@ -47,7 +46,7 @@ def parser_of(script: str):
     ("source", "script", "arguments"), ALL, ids=[f"{s.name}:{c}" for s, c, _ in ALL]
 )
 def test_command_parses(source, script, arguments, capsys):
-    choices = {"--backbone": "resnet50"}
+    choices = {"--backbone": "resnet50", "--backbones": "resnet50", "--gpus": "4"}
     for name, value in choices.items():
         if name in arguments and arguments[arguments.index(name) + 1] == "0":
             arguments[arguments.index(name) + 1] = value
@@ -79,38 +78,3 @@ def test_shell_scripts_are_sound(script):
     text = script.read_text()
     if text.startswith("#!"):
         assert "set -euo pipefail" in text
-
-
-def bash(script: str) -> subprocess.CompletedProcess[str]:
-    """Run a script that has the functions of scripts/tables.sh, in the repository."""
-    return subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"source scripts/tables.sh; {script}"],
-        cwd=REPO, capture_output=True, text=True,
-    )  # fmt: skip
-
-
-def test_tables_share_finished_stages_of_one_backbone(tmp_path):
-    for name, finished in {"classification": True, "cam": True, "affinity": False}.items():
-        record = {"settings": {"backbone": "resnet50"}, "finished": finished}
-        (tmp_path / "old" / name).mkdir(parents=True)
-        write_json(tmp_path / "old" / name / "run.json", record)
-    (tmp_path / "old" / "cam.json").write_text("{}")
-    for backbone in ("resnet50", "resnet101"):
-        words = backbone, tmp_path / backbone, tmp_path / "missing", tmp_path / "old"
-        assert bash(f"reuse {' '.join(map(str, words))}").returncode == 0
-    shared = tmp_path / "resnet50"
-    assert {path.name for path in shared.iterdir()} == {"classification", "cam", "cam.json"}
-    assert (shared / "cam").is_symlink() and (shared / "cam" / "run.json").exists()
-    assert not (tmp_path / "resnet101").exists()
-
-
-def test_a_failed_row_does_not_stop_the_others(tmp_path):
-    bad, good = tmp_path / "bad", tmp_path / "good"
-    script = f"row {bad} 'echo error: no data >&2; false' 'touch {bad}/later'; row {good} true"
-    assert bash(f"{script}; echo failed=$failed").stdout.endswith("failed=1\n")
-    assert (bad / "failed.txt").read_text() == "error: no data\n"
-    assert not (bad / "later").exists() and not (bad / "done.txt").exists()
-    assert (good / "done.txt").exists() and not (good / "failed.txt").exists()
-    again = bash(f"row {good} false; row {bad} true; echo failed=$failed")  # only what is not done
-    assert "done before" in again.stdout and again.stdout.endswith("failed=0\n")
-    assert not (bad / "failed.txt").exists()
