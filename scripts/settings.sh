@@ -8,7 +8,8 @@ BACKBONE=${BACKBONE:-resnet50}    # resnet18, resnet34, resnet50, resnet101
 GPUS=${GPUS:-1}                   # processes on this machine; --batch-size stays global
 SEED=${SEED:-0}
 
-# Several machines: set NODES, NODE_RANK and MASTER (host:port) on each and start the same script.
+# Several machines: set NODES, NODE_RANK and MASTER (host:port of the first, whose port is free) on each
+# and start the same script. RUNS must be one folder that all of them share.
 NODES=${NODES:-1}
 NODE_RANK=${NODE_RANK:-0}
 MASTER=${MASTER:-localhost:29400}
@@ -18,8 +19,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # stage SCRIPT OPTIONS...: run a stage on all GPUs
 stage() {
   if [ "$GPUS" -gt 1 ] || [ "$NODES" -gt 1 ]; then
-    torchrun --nnodes "$NODES" --node-rank "$NODE_RANK" --nproc-per-node "$GPUS" \
-      --rdzv-backend c10d --rdzv-endpoint "$MASTER" "$@"
+    python -m core.run.launch --processes "$GPUS" --nodes "$NODES" --node-rank "$NODE_RANK" \
+      --master "$MASTER" "$@"
   else
     python "$@"
   fi

@@ -215,7 +215,7 @@ def made_before(out: Path, settings: dict[str, int], overwrite: bool) -> bool:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = options.parser(__doc__)
+    parser = options.Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory of the data set")
     parser.add_argument("--train", type=int, default=800, help="training images")
     parser.add_argument("--val", type=int, default=100, help="validation images")

@@ -216,7 +216,7 @@ def prepare(data: DataRoot, sbd: Path | None, jobs: int) -> tuple[dict, dict[str
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    p = options.parser(__doc__)
+    p = options.Parser(__doc__)
     p.add_argument("--voc", type=Path, required=True, help="the VOC2012 folder of a devkit")
     p.add_argument("--sbd", type=Path, help="SBD's dataset/ folder, the one with cls/*.mat")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the report with every problem")

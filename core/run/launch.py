@@ -5,14 +5,17 @@
 It sets the environment that torchrun sets, which the stages run under as well. What it adds is the
 end: when one process fails, is killed or cannot go on, the others, on all machines, are ended
 within seconds and the last line says which and why. On one machine it takes a free port, so several
-jobs run side by side. Exit status: that of the process that failed, 128 + N for one that signal N
-killed; 130 for Ctrl-C, 143 for SIGTERM.
+jobs run side by side; on several, start it on each with its own --node-rank and the same --master.
+
+Exit status: that of the process that failed, 128 + N for one that signal N killed; 130 for Ctrl-C,
+143 for SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -24,15 +27,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
-
-from torch.distributed import PrefixStore, Store, TCPStore
+from typing import TYPE_CHECKING
 
 from core.errors import InputError
 from core.run.main import AGAIN, LAST_WORDS, run_main
 
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
 GRACE = 15.0  # seconds from SIGTERM to SIGKILL
-REASON, DONE = "reason", "done"  # in the store: why a machine failed; how many have ended
+MEETING = 900.0  # seconds for the nodes to be started one after the other
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # a killed launcher takes its processes along
+# In the store: why a node failed; how many nodes have ended.
+REASON, DONE = "launch/reason", "launch/done"
+stopped: list[int] = []  # the signals so far: noted only, for torch's import swallows exceptions
 
 
 @dataclass
@@ -50,6 +58,17 @@ class Worker:
     def failed(self) -> bool:
         """Whether it has ended badly or said that it will."""
         return bool(self.process.poll()) or self.words.exists()
+
+    def precedence(self) -> tuple[int, int]:
+        """The worker that failed with the least of these is why the job ends.
+
+        One that was killed; then the first that spoke; then one that ended without a word or, as
+        others break off, aborted.
+        """
+        if self.words.exists():
+            return 1, self.words.stat().st_mtime_ns
+        status = self.process.returncode
+        return (0 if status < 0 and status != -signal.SIGABRT else 2), 0
 
     def reason(self) -> tuple[int, str]:
         """Exit status and one line on a worker that failed."""
@@ -69,97 +88,125 @@ def get_args_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--processes", type=int, default=1, help="on each machine, one per GPU (1)")
-    p.add_argument("--machines", type=int, default=1, help="1")
-    p.add_argument("--machine", type=int, default=0, help="number of this machine, from 0 (0)")
-    p.add_argument("--master", metavar="HOST:PORT", help="of machine 0, where there are several")
+    p.add_argument("--nodes", type=int, default=1, help="machines (1)")
+    p.add_argument("--node-rank", type=int, default=0, help="number of this machine, from 0 (0)")
+    p.add_argument("--master", metavar="HOST:PORT", help="of node 0, where there are several")
     p.add_argument("command", nargs=argparse.REMAINDER, help="script and its options")
     return p
 
 
-def meet(args: argparse.Namespace) -> tuple[Store, str, int]:
-    """The store through which processes and machines find each other, its host and port."""
-    wait = timedelta(minutes=15)
-    if args.machines == 1:
-        store = TCPStore("localhost", 0, is_master=True, timeout=wait, wait_for_workers=False)
+def meet(args: argparse.Namespace) -> tuple[Store, str, int] | None:
+    """The store through which processes and machines find each other, its host and port.
+
+    None if a signal came before.
+    """
+    from torch.distributed import TCPStore
+
+    minute = timedelta(minutes=1)
+    if args.nodes == 1:
+        store = TCPStore("localhost", 0, is_master=True, timeout=minute, wait_for_workers=False)
         return store, "localhost", store.port
     host, _, port = (args.master or "").rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"--master {args.master}: give HOST:PORT of machine 0")
-    until = time.monotonic() + wait.total_seconds()
-    while args.machine > 0:  # TCPStore would wait too, but deaf to Ctrl-C
+        raise InputError(f"--master {args.master}: give HOST:PORT of node 0")
+    first, until = args.node_rank == 0, time.monotonic() + MEETING
+    if not first:
+        print(f"waiting for node 0 at {args.master}", file=sys.stderr)
+    while not first and not stopped:  # TCPStore would wait too, but deaf to Ctrl-C
         with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 5):
             break
         if time.monotonic() > until:
-            raise InputError(f"--master {args.master}: machine 0 does not answer; is it started?")
+            raise InputError(f"--master {args.master}: node 0 does not answer; is it started?")
         time.sleep(1)
+    if stopped:
+        return None
     try:
-        first = args.machine == 0
-        store = TCPStore(host, int(port), None, first, wait, wait_for_workers=False)
+        store = TCPStore(host, int(port), None, first, minute, wait_for_workers=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--master {args.master}: {reason}; choose another port") from None
+        raise InputError(f"--master {args.master}: {reason}; try another port") from None
     return store, host, int(port)
+
+
+def defaults(args: argparse.Namespace) -> dict[str, str]:
+    """The environment of launcher and processes, where the user's own says nothing."""
+    cores = len(os.sched_getaffinity(0))
+    chosen = {
+        "OMP_NUM_THREADS": str(max(1, cores // args.processes)),
+        # No stack traces from the C++ below torch when the other end of a connection is gone, nor
+        # words about what a killed process left: the reason is to be the last line.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
+    }
+    if args.nodes == 1:
+        chosen["GLOO_SOCKET_IFNAME"] = "lo"  # whatever address the host's name stands for
+    return chosen
 
 
 def start(args: argparse.Namespace, host: str, port: int, folder: Path) -> Iterator[Worker]:
     """Start this machine's processes one after the other."""
-    cores = len(os.sched_getaffinity(0))
-    defaults = {
-        "OMP_NUM_THREADS": str(max(1, cores // args.processes)),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # what a lost process group warns of at exit
-        "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",  # of one that was killed
-    }
-    if args.machines == 1:
-        defaults["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the host's name stands for
     shared = {
         "MASTER_ADDR": host,
         "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(args.machines * args.processes),
+        "WORLD_SIZE": str(args.nodes * args.processes),
         "LOCAL_WORLD_SIZE": str(args.processes),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here: rank 0 opens none
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
     for number in range(args.processes):
-        rank = args.machine * args.processes + number
+        rank = args.node_rank * args.processes + number
         words = folder / str(rank)
         own = {"RANK": str(rank), "LOCAL_RANK": str(number), LAST_WORDS: str(words)}
         # A session of its own: Ctrl-C reaches the launcher alone, which ends all of them once.
         process = subprocess.Popen(
             [sys.executable, *args.command],
-            env=defaults | os.environ | shared | own,
+            env=os.environ | shared | own,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
         )
         yield Worker(rank, process, words)
 
 
-def watch(workers: list[Worker], store: Store | None) -> tuple[int, str]:
+def watch(workers: list[Worker], store: Store | None, nodes: int) -> tuple[int, str]:
     """Wait until all have ended well, (0, ""), or the first has not: exit status and reason.
 
     Args:
-        store: of a job on several machines.
+        store: of a job on several nodes; they leave together, for the next job has the same port.
     """
+    well = False
     while True:
         failed = [worker for worker in workers if worker.failed()]
-        if failed:  # one that was killed comes first: what others say follows from it
-            spoke = [worker for worker in failed if worker.words.exists()]
-            silent = [worker for worker in failed if worker not in spoke]
-            first = silent or [min(spoke, key=lambda worker: worker.words.stat().st_mtime_ns)]
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                first[0].process.wait(GRACE)
-            end(workers)
-            return first[0].reason()
-        if all(worker.process.poll() == 0 for worker in workers):
+        if failed:
+            first = min(failed, key=Worker.precedence)
+            end(workers, first)
+            return first.reason()
+        if stopped:
+            return stop()
+        if not well and all(worker.process.poll() == 0 for worker in workers):
+            well = True
+            if store is not None:
+                store.add(DONE, 1)
+        if well and (store is None or store.add(DONE, 0) >= nodes):
             return 0, ""
         if store is not None and store.check([REASON]):
             return 1, store.get(REASON).decode()
         time.sleep(0.1)
 
 
-def end(workers: list[Worker]) -> None:
-    """End what still runs: SIGTERM, and after a while SIGKILL to it and to its own processes."""
+def stop() -> tuple[int, str]:
+    """Exit status and reason after a signal."""
+    return 128 + stopped[0], f"stopped by {signal.Signals(stopped[0]).name}; {AGAIN}"
+
+
+def end(workers: list[Worker], first: Worker | None = None) -> None:
+    """End what still runs: SIGTERM, and after a while SIGKILL to it and to its own processes.
+
+    Args:
+        first: ends by itself, still speaking perhaps: no SIGTERM.
+    """
     for worker in workers:
-        if worker.process.poll() is None:
+        if worker is not first and worker.process.poll() is None:
             worker.process.terminate()
     until = time.monotonic() + GRACE
     for worker in workers:
@@ -171,41 +218,35 @@ def end(workers: list[Worker]) -> None:
 
 
 def part(store: Store, args: argparse.Namespace, reason: str) -> None:
-    """Tell the other machines why this one failed; the first, which has the store, leaves last."""
-    if reason and not store.check([REASON]):
-        store.set(REASON, reason)
+    """Tell the other nodes why this one failed; node 0, which has the store, leaves last."""
+    if not store.check([REASON]):
+        store.set(REASON, f"{socket.gethostname()}: {reason}")
     store.add(DONE, 1)
-    until = time.monotonic() + 60
-    while args.machine == 0 and store.add(DONE, 0) < args.machines and time.monotonic() < until:
+    until = time.monotonic() + GRACE
+    while args.node_rank == 0 and store.add(DONE, 0) < args.nodes and time.monotonic() < until:
         time.sleep(0.1)
-
-
-def _stop(signum: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
 
 
 def launch(args: argparse.Namespace) -> tuple[int, str]:
     """Run the job: exit status and, unless that is 0, the reason."""
-    store, host, port = meet(args)
-    own, several = PrefixStore("launch", store), args.machines > 1
+    met = meet(args)
+    if met is None:
+        return stop()
+    store, host, port = met
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
             for worker in start(args, host, port, Path(folder)):
                 workers.append(worker)
-            status, reason = watch(workers, own if several else None)
-        except SystemExit as stop:
-            status = int(stop.code)
-            reason = f"machine {args.machine} was stopped; {AGAIN}"
-        except RuntimeError:  # the store's connection
-            status, reason = 1, f"lost machine 0 ({args.master}); {AGAIN}"
+            status, reason = watch(workers, store if args.nodes > 1 else None, args.nodes)
+        except RuntimeError:  # the store's connection: node 0 has left, perhaps as all is done
+            well = all(worker.process.poll() == 0 for worker in workers)
+            status, reason = int(not well), f"lost node 0 ({args.master}); {AGAIN}"
         finally:
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signum, signal.SIG_IGN)
             end(workers)
-        if several:
-            with contextlib.suppress(RuntimeError):
-                part(own, args, reason)
+    if status and args.nodes > 1:
+        with contextlib.suppress(RuntimeError):
+            part(store, args, reason)
     return status, reason
 
 
@@ -213,15 +254,16 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     if not args.command or not Path(args.command[0]).is_file():
         raise InputError(f"{' '.join(args.command[:1]) or 'no script'}: give a stage's script")
-    if args.processes < 1 or not 0 <= args.machine < args.machines:
-        raise InputError("--processes and --machines are at least 1, --machine counts from 0")
+    if args.processes < 1 or not 0 <= args.node_rank < args.nodes:
+        raise InputError("--processes and --nodes are at least 1, --node-rank is less than --nodes")
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+        signal.signal(signum, lambda number, _: stopped.append(number))
+    os.environ.update(defaults(args) | os.environ)
     status, reason = launch(args)
     if status == 128 + signal.SIGINT:
-        print(f"interrupted; {AGAIN}", file=sys.stderr)
+        print(f"\ninterrupted; {AGAIN}", file=sys.stderr)
     elif status not in (0, 128 + signal.SIGTERM):
-        print(f"error: {reason}", file=sys.stderr)
+        print(f"\nerror: {reason}", file=sys.stderr)  # whatever a progress bar left unfinished
     sys.exit(status)
 
 

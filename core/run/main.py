@@ -6,8 +6,9 @@ No torch in here: tools/doctor.py runs where torch is broken.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
-import ctypes
+import multiprocessing
 import os
 import re
 import signal
@@ -40,8 +41,8 @@ NO_MEMORY = re.compile(
     r"bad[ _]alloc|insufficient memory|_ALLOC_FAILED|can't start new thread|unable to mmap",
     re.IGNORECASE,
 )
-ON_GPU = re.compile("CUDA|CUBLAS|CUDNN|CUSPARSE|CUSOLVER|NCCL|HIP")
-WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+ [KMGT]?i?B\w*)", re.IGNORECASE)
+ON_GPU = re.compile(r"\b(?:CUDA|HIP|NCCL|CUBLAS|CUDNN|CUSPARSE|CUSOLVER)")
+WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ([KMGT]?i?B\w*)", re.IGNORECASE)
 LOST = re.compile("gloo|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
 
 
@@ -57,14 +58,21 @@ def run_main(
         parser: the script's `get_args_parser`: the memory that its options can save is advised.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    if LAST_WORDS in os.environ:  # a killed launcher takes its ranks along: PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    try:
+        _run(main, parser)
+    except BaseException as error:
+        code = getattr(error, "code", 1)  # SystemExit's
+        atexit.register(_leave_at_once, code if isinstance(code, int) else 1)
+        raise
+    if "torch.distributed" in sys.modules:
+        from core.run import distributed
+
+        distributed.finish()
+
+
+def _run(main: Callable[[], None], parser: Callable[[], argparse.ArgumentParser] | None) -> None:
     try:
         main()
-        if "torch.distributed" in sys.modules:
-            from core.run import distributed
-
-            distributed.finish()
     except KeyboardInterrupt:
         _end(f"interrupted; {AGAIN}", 130)
     except Exception as error:
@@ -90,14 +98,19 @@ def explain(error: BaseException, options: set[str]) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     if _lost_the_others(error):
-        return f"lost the connection to the other processes ({_first_line(error)}); {AGAIN}"
+        reason = re.sub(r"^\[\S+\] ", "", _first_line(error))  # gloo's own source file
+        return f"lost the connection to the other processes ({reason.split('. ')[0]}); {AGAIN}"
     if isinstance(error, BrokenProcessPool):
         what, savers = "a worker process was killed (out of memory?)", ["--jobs", "--max-side"]
     elif re.search(r"DataLoader worker \(pid|</torch_", text):
         what, savers = "a loader process was killed (out of memory or /dev/shm?)", LOADER_SAVERS
     elif NO_MEMORY.search(text):
         gpu, wanted = ON_GPU.search(text), WANTED.search(text)
-        what = f"out of {'GPU ' * bool(gpu)}memory" + (f" ({wanted[1]} more)" if wanted else "")
+        what = f"out of {'GPU ' * bool(gpu)}memory"
+        if wanted:
+            number, unit = wanted.groups()
+            size = f"{int(number) / 2**30:.2f} GiB" if unit == "bytes" else f"{number} {unit}"
+            what += f" ({size} more wanted)"
         savers = [name for name in SAVERS if not (gpu and name == "--workers")]
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
@@ -129,8 +142,8 @@ def _terminate(signum: int, _: FrameType | None) -> None:
 
 def _write(words: str) -> None:
     """Leave the last words for the launcher, if there is one."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is unwound; nothing may hold it up now
     if LAST_WORDS in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is unwound; nothing may hold it up now
         path = Path(os.environ[LAST_WORDS])
         with contextlib.suppress(OSError):
             path.with_suffix(".tmp").write_text(words, encoding="utf-8")
@@ -142,3 +155,18 @@ def _end(words: str, status: int) -> None:
     if LAST_WORDS not in os.environ:
         print(words, file=sys.stderr)
     sys.exit(status)
+
+
+def _leave_at_once(status: int) -> None:
+    """Exit without the destructors of a process group whose other ranks are not at their end.
+
+    They would wait for those or abort. Without a group this does nothing.
+    """
+    group = sys.modules.get("torch.distributed")
+    if group is not None and group.is_initialized():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a DataLoader's: it raises for the next line
+        for child in multiprocessing.active_children():
+            child.terminate()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
