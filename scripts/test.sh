@@ -5,4 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 setup requirements.txt requirements-dev.txt
-python -m pytest "$@"
+ruff check .
+ruff format --check .
+mypy
+python -m pytest -n 2 "$@"

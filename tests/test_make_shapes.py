@@ -88,11 +88,14 @@ def test_second_run_returns_at_once(
     assert "already made" in capsys.readouterr().out
 
 
-def test_other_settings_are_refused_in_one_line(data: Path) -> None:
+def test_other_settings_are_refused_in_one_line(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(data)
     with pytest.raises(SystemExit) as stop:
         run_main(lambda: make(data, "--size", "96"))
-    message = str(stop.value.code)  # a string as exit code: printed to stderr, status 1
+    message = capsys.readouterr().err.strip()
+    assert stop.value.code == 1
     assert "size 64 instead of 96" in message and "--overwrite" in message
     assert "\n" not in message and contents(data) == before
 

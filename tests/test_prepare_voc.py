@@ -212,11 +212,17 @@ def test_read_only_devkit(voc: Path, lists: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("option", ["--voc", "--sbd"])
-def test_error_is_one_line(voc: Path, monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+def test_error_is_one_line(
+    voc: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+) -> None:
     before = contents(voc)
     with pytest.raises(SystemExit) as stop:
         run_main(lambda: run(voc, monkeypatch, option, str(voc / "none")))
-    message = str(stop.value.code)  # a string as exit code: printed to stderr, status 1
+    message = capsys.readouterr().err.strip()
+    assert stop.value.code == 1
     assert "none" in message and "no such directory" in message and "\n" not in message
     assert contents(voc) == before
 

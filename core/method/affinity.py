@@ -93,10 +93,10 @@ class _PairAffinity(torch.autograd.Function):
         source = neighbour(grid, np.zeros(2, int), ctx.radius)
         lines = paths(ctx.radius)[1]
         # Path pixels as distances in the flattened map: one table, so one copy to the GPU.
-        steps = np.zeros((len(lines), max(map(len, lines))), int)
-        for row, line in zip(steps, lines, strict=True):
+        table = np.zeros((len(lines), max(map(len, lines))), int)
+        for row, line in zip(table, lines, strict=True):
             row[: len(line)] = line @ (width, 1)
-        steps = torch.from_numpy(steps).to(grad.device, non_blocking=True)
+        steps = torch.from_numpy(table).to(grad.device, non_blocking=True)
         grad_edge = grad.new_zeros(n, height * width)
         for i in range(len(lines)):
             target = source + steps[i][winner[:, i].int()]

@@ -45,7 +45,7 @@ def sum_scales(
     """
     multiple = CAM.high_res_multiple
     grid = [-(-side // multiple) * multiple for side in size] if high_res else strided_size(size)
-    total: Tensor | float = 0.0
+    total = torch.zeros(())
     for pair in passes.outputs(network, copies):
         for maps in pair:
             total = total + F.interpolate(F.relu(maps), grid, mode="bilinear")

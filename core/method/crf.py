@@ -243,7 +243,9 @@ class DenseCRF:
         # A DenseCRF2D has a fixed number of labels: the last one is kept, and its lattices with it.
         if self._compiled[0] != len(unary):
             height, width = self._size
-            crf = _pydensecrf().DenseCRF2D(width, height, len(unary))
+            library = _pydensecrf()
+            assert library is not None  # `resolve_backend` has seen to it
+            crf = library.DenseCRF2D(width, height, len(unary))
             crf.addPairwiseGaussian(sxy=LABEL_CRF.gaussian_sxy, compat=LABEL_CRF.gaussian_compat)
             image = self._image.numpy()
             crf.addPairwiseBilateral(**self._widths, rgbim=image, compat=LABEL_CRF.bilateral_compat)

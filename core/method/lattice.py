@@ -100,7 +100,8 @@ class Lattice:
 def bilateral_lattice(image: Tensor, sxy: float, srgb: float) -> Lattice:
     """Of a uint8 image (H, W, 3): x and y in units of sxy; r, g and b in units of srgb."""
     colours = image.view(-1, 3) / torch.full((), srgb, device=image.device)
-    features = torch.cat([_positions(*image.shape[:2], sxy, image.device), colours], 1)
+    height, width, _ = image.shape
+    features = torch.cat([_positions(height, width, sxy, image.device), colours], 1)
     return Lattice(features).normalize_()
 
 

@@ -22,7 +22,7 @@ def probabilities(
     Network and copies as in `passes.outputs`, the maps being logits; size: (H, W) of the images.
     Returns float32 (B, n_labels, H, W).
     """
-    total: Tensor | float = 0.0
+    total = torch.zeros(())
     for pair in passes.outputs(network, copies):
         for logits in pair:
             total = total + F.interpolate(logits, size, mode="bilinear")

@@ -101,9 +101,11 @@ def explain(error: BaseException, options: set[str]) -> str | None:
         reason = re.sub(r"^\[\S+\] ", "", _first_line(error))  # gloo's own source file
         return f"lost the connection to the other processes ({reason.split('. ')[0]}); {AGAIN}"
     if isinstance(error, BrokenProcessPool):
-        what, savers = "a worker process was killed (out of memory?)", ["--jobs", "--max-side"]
+        what = "a worker process was killed (out of memory?)"
+        savers = ["--jobs", "--max-side"]
     elif re.search(r"DataLoader worker \(pid|</torch_", text):
-        what, savers = "a loader process was killed (out of memory or /dev/shm?)", LOADER_SAVERS
+        what = "a loader process was killed (out of memory or /dev/shm?)"
+        savers = list(LOADER_SAVERS)
     elif NO_MEMORY.search(text):
         gpu, wanted = ON_GPU.search(text), WANTED.search(text)
         what = f"out of {'GPU ' * bool(gpu)}memory"

@@ -51,15 +51,15 @@ def signals_held() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signals, noted = {signal.SIGINT, signal.SIGTERM}, []
+    signals, noted = {signal.SIGINT, signal.SIGTERM}, list[int]()
     before = {s: signal.signal(s, lambda number, _: noted.append(number)) for s in signals}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for name, handler in before.items():
+            signal.signal(name, handler)
         for number in noted:
             signal.raise_signal(number)
 
@@ -85,7 +85,9 @@ def _start_process() -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
     os._exit(1)
 
 
