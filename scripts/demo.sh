@@ -13,7 +13,7 @@ RUNS=runs/demo
 SEED=${SEED:-0}
 
 # Nothing to do if neither the code nor an option changed since the last complete run.
-state=$(cat scripts/demo.sh ./*.py core/*.py core/*/*.py tools/*.py | sha256sum | cut -c1-16)-$SEED
+state=$(cat scripts/demo.sh ./*.py core/*.py core/*/*.py tools/*.py tools/reporting/*.py | sha256sum | cut -c1-16)-$SEED
 if [ "$(cat $RUNS/done 2>/dev/null)" = "$state" ]; then
   cat $RUNS/table.txt
   echo "nothing changed since the last run; $RUNS/overview.png and $RUNS/metrics.json are there"
@@ -76,6 +76,6 @@ echo "8/8 predictions on val, the picture and the table"
 python predict.py --data $DATA --split val --checkpoint $RUN/segmentation/model.pt \
   --out $RUN/predictions "${scales[@]}" --stale redo
 python evaluate.py --data $DATA --split val --labels $RUN/predictions --json $RUN/val.json
-python tools/report.py $RUNS --data $DATA --out $RUNS/report --metrics $RUNS/metrics.json \
+python tools/report.py $RUNS --data $DATA --out $RUNS --metrics $RUNS/metrics.json \
   | tee $RUNS/table.txt
 echo "$state" >$RUNS/done
