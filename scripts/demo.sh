@@ -2,7 +2,7 @@
 # The whole pipeline, small, on data it makes itself: no download but the Python packages.
 # Machine: 2 CPU cores (10 minutes after the installation) or any GPU.
 # Prints one table and writes runs/demo/overview.png and runs/demo/metrics.json.
-# Started again it finishes at once; stages whose options changed are done anew.
+# Started again it finishes at once; stages whose options changed are done again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh

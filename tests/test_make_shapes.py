@@ -100,7 +100,7 @@ def test_other_settings_are_refused_in_one_line(
     assert "\n" not in message and contents(data) == before
 
 
-def test_overwrite_starts_anew(tmp_path: Path) -> None:
+def test_overwrite_starts_again(tmp_path: Path) -> None:
     out = make(tmp_path / "data")
     make(out, "--train", "1", "--val", "1", "--overwrite")
     assert len(list((out / "JPEGImages").iterdir())) == 2

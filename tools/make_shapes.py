@@ -210,7 +210,7 @@ def made_before(out: Path, settings: dict[str, int], overwrite: bool) -> bool:
     changed = [key for key in settings if found.get(key) != settings[key]]
     if changed and not overwrite:
         changes = [f"{key} {found.get(key)} instead of {settings[key]}" for key in changed]
-        raise InputError(f"{out} was made with {', '.join(changes)}; --overwrite starts anew")
+        raise InputError(f"{out} was made with {', '.join(changes)}; --overwrite starts again")
     return not overwrite
 
 
@@ -221,7 +221,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--val", type=int, default=100, help="validation images")
     parser.add_argument("--size", type=int, default=192, help="side of the images in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other images")
-    replace = "start anew: replace the data set this tool made in --out, the whole directory"
+    replace = "start again: replace the data set this tool made in --out, the whole directory"
     parser.add_argument("--overwrite", action="store_true", help=replace)
     return parser
 

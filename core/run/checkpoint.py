@@ -42,7 +42,7 @@ def load(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # what a damaged file raises depends on torch, pickle and zipfile
-        raise InputError(f"{path}: truncated or not a checkpoint; make it anew") from None
+        raise InputError(f"{path}: truncated or not a checkpoint; make it again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a checkpoint of this project or of torchvision")
     return value

@@ -147,7 +147,7 @@ def wait_for(path: Path, process: subprocess.Popen, limit: float = 120) -> None:
 
 
 def stamp(path: Path) -> int:
-    """A number that changes when the file is written anew; 0 where there is none."""
+    """A number that changes when the file is written again; 0 where there is none."""
     try:
         return path.stat().st_ino ^ path.stat().st_mtime_ns
     except FileNotFoundError:
