@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
+# The words of torch (GPU and CPU), NumPy, cuBLAS, cuDNN, and of the kernel for maps and threads.
+NO_MEMORY = re.compile(
+    r"out of memory|not enough memory|can(?:'|no)t allocate memory|unable to allocate|MemoryError|"
+    r"bad[ _]alloc|insufficient memory|_ALLOC_FAILED|can't start new thread|unable to mmap",
+    re.IGNORECASE,
+)
+
 
 class InputError(Exception):
     """Bad input. The message is one line that names the file and the remedy."""
@@ -10,3 +19,12 @@ class InputError(Exception):
         # A DataLoader re-raises a worker's exception with its whole traceback as the message.
         line = " ".join(message.rsplit("InputError: ", 1)[-1].strip().splitlines())
         super().__init__(line if len(line) < 2000 else f"{line[:2000]} ...")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or for the CPU, here or in a process that worked for this.
+
+    By its text: what a loader's or a pool's process raised comes wrapped, and torch raises plain
+    RuntimeErrors.
+    """
+    return NO_MEMORY.search(f"{type(error).__name__}: {error}") is not None

@@ -27,8 +27,8 @@ SMALL = SMALL.split()
 
 @pytest.fixture(autouse=True)
 def _outside_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests never start in the middle of somebody's torchrun."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    """Tests never start in the middle of somebody's job of several processes."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LAST_WORDS"):
         monkeypatch.delenv(name, raising=False)
 
 

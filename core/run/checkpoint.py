@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core.data.datasets import class_difference
-from core.errors import InputError
+from core.errors import InputError, out_of_memory
 from core.files import atomic_path
 
 
@@ -41,7 +41,9 @@ def load(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():  # about pickle protocols and sparse tensors
             warnings.simplefilter("ignore")
             value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # what a damaged file raises depends on torch, pickle and zipfile
+    except Exception as error:  # what a damaged file raises depends on torch, pickle and zipfile
+        if out_of_memory(error):
+            raise
         raise InputError(f"{path}: truncated or not a checkpoint; make it again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a checkpoint of this project or of torchvision")

@@ -19,7 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import FrameType
 
-from core.errors import InputError
+from core.errors import InputError, out_of_memory
 
 LAST_WORDS = "LAST_WORDS"  # the file in which core/run/launch.py looks for a rank's reason to end
 AGAIN = "the same command goes on from here"
@@ -36,11 +36,6 @@ SAVERS = {
     "--amp": "--amp bf16",
 }
 LOADER_SAVERS = ("--workers", "--crop", "--batch-images", "--scales", "--max-side")
-NO_MEMORY = re.compile(
-    r"out of memory|not enough memory|can(?:'|no)t allocate memory|unable to allocate|MemoryError|"
-    r"bad[ _]alloc|insufficient memory|_ALLOC_FAILED|can't start new thread|unable to mmap",
-    re.IGNORECASE,
-)
 ON_GPU = re.compile(r"\b(?:CUDA|HIP|NCCL|CUBLAS|CUDNN|CUSPARSE|CUSOLVER)")
 WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ([KMGT]?i?B\w*)", re.IGNORECASE)
 LOST = re.compile("gloo|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
@@ -106,12 +101,12 @@ def explain(error: BaseException, options: set[str]) -> str | None:
     elif re.search(r"DataLoader worker \(pid|</torch_", text):
         what = "a loader process was killed (out of memory or /dev/shm?)"
         savers = list(LOADER_SAVERS)
-    elif NO_MEMORY.search(text):
+    elif out_of_memory(error):
         gpu, wanted = ON_GPU.search(text), WANTED.search(text)
         what = f"out of {'GPU ' * bool(gpu)}memory"
         if wanted:
             number, unit = wanted.groups()
-            size = f"{int(number) / 2**30:.2f} GiB" if unit == "bytes" else f"{number} {unit}"
+            size = f"{int(number) >> 20} MiB" if unit == "bytes" else f"{number} {unit}"
             what += f" ({size} more wanted)"
         savers = [name for name in SAVERS if not (gpu and name == "--workers")]
     elif isinstance(error, OSError):
@@ -128,7 +123,7 @@ def _lost_the_others(error: BaseException) -> bool:
     """Whether a collective failed, most likely because another rank is gone."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     text = str(error)
-    if not several or not isinstance(error, RuntimeError) or NO_MEMORY.search(text):
+    if not several or not isinstance(error, RuntimeError) or out_of_memory(error):
         return False
     names = {each.__name__ for each in type(error).__mro__}
     return "DistError" in names or bool(LOST.search(text))

@@ -19,7 +19,7 @@ IMAGENET = {  # the ImageNet weights of the paper are torchvision's first set
 
 
 def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
-    """The state dict of backbone `name` that --weights stands for; None where it starts from random ones.
+    """The state dict of backbone `name` that --weights stands for; None for random ones.
 
     Args:
         weights: "none", "imagenet" for torchvision's or timm's (downloaded once), or a file: one of
