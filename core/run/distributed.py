@@ -95,6 +95,9 @@ def _choose(device: str, several: bool) -> torch.device:
 def finish() -> None:
     """Leave the process group, if there is one. `run_main` calls it: no stage has to."""
     if dist.is_initialized():
+        # torch 2.4 joins gloo's threads with Python's lock held, for which they may wait to drop
+        # their last tensors: let them.
+        time.sleep(0.1)
         dist.destroy_process_group()
 
 
