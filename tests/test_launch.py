@@ -197,8 +197,10 @@ def test_two_jobs_side_by_side(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         stages.append(script(tmp_path / name, TOGETHER))
-    command = 'source scripts/settings.sh; for s in "$@"; do stage "$s" 2>"${s%/*}/err" & done; '
-    command += "wait %1; echo $?; wait %2; echo $?"
+    command = """source scripts/settings.sh
+    pids=()
+    for s in "$@"; do stage "$s" 2>"${s%/*}/err" & pids+=($!); done
+    for pid in "${pids[@]}"; do wait "$pid"; echo $?; done"""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     result = subprocess.run(
         ["bash", "-c", command, "bash", *map(str, stages)], cwd=REPO, text=True,
