@@ -42,8 +42,8 @@ def load(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file raises depends on torch, pickle and zipfile
-        if out_of_memory(error):
-            raise
+        if out_of_memory(error):  # or a damaged file asks for more than there is
+            raise InputError(f"{path}: too little memory to load it, or damaged") from None
         raise InputError(f"{path}: truncated or not a checkpoint; make it again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a checkpoint of this project or of torchvision")
