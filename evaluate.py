@@ -32,6 +32,7 @@ from core.data.datasets import DataRoot
 from core.data.metrics import ConfusionMatrix, ThresholdSweep
 from core.errors import InputError
 from core.run import distributed, options, record
+from core.run.environment import environment
 from core.run.main import run_main
 from core.run.parallel import Pool
 
@@ -204,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.json is not None:
             made["argv"] = sys.argv
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(args.json, figures | {"run": made | record.environment(device)})
+            files.write_json(args.json, figures | {"run": made | environment(device)})
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from core.method.boundary import at_edges
 from core.method.networks import AffinityNet
 from core.run import distributed, optimizer, options, precision, record, weights
 from core.run.main import run_main
+from core.run.plan import Plan
 from core.run.record import Run
-from core.run.training import Plan, Trainer
+from core.run.training import Trainer
 
 
 def get_args_parser() -> options.Parser:

@@ -24,8 +24,9 @@ from core.method.networks import Classifier
 from core.method.puzzle import merge, tile
 from core.run import distributed, optimizer, options, precision, weights
 from core.run.main import run_main
+from core.run.plan import Plan
 from core.run.record import Run
-from core.run.training import Plan, Trainer
+from core.run.training import Trainer
 
 
 def get_args_parser() -> options.Parser:

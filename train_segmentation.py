@@ -23,8 +23,9 @@ from core.errors import InputError
 from core.method.networks import DeepLabV3Plus
 from core.run import distributed, optimizer, options, precision, record, weights
 from core.run.main import run_main
+from core.run.plan import Plan
 from core.run.record import Run
-from core.run.training import Plan, Trainer
+from core.run.training import Trainer
 
 
 def get_args_parser() -> options.Parser:

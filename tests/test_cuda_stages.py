@@ -22,7 +22,8 @@ from tqdm import tqdm
 import train_classification
 from core.errors import InputError
 from core.run import optimizer, precision
-from core.run.training import Plan, Trainer
+from core.run.plan import Plan
+from core.run.training import Trainer
 
 SMALL = "--backbone resnet18 --weights none --epochs 2 --batch-size 4 --crop 32 --sides 24 40 "
 SMALL += "--lr 0.005 --log-every 4"

@@ -6,14 +6,11 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,9 +20,8 @@ from core import files
 from core.data.datasets import class_difference
 from core.errors import InputError
 from core.run import distributed, lock, options
+from core.run.environment import environment
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pydensecrf2")
 # What a directory holds, and its files.
 HOLDS = {"model": "model.pt", "scores": "*.npz", "labels": "*.png"}
 # What `--overwrite` removes, and nothing else: what stages write, and what a killed one leaves.
@@ -39,42 +35,6 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The settings that differ, `name old -> new`, comma-separated; empty where none does."""
     names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     return ", ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in names)
-
-
-def environment(device: torch.device | str) -> dict[str, Any]:
-    """Versions, machine and git commit."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {
-        "versions": versions,
-        "git": _git_commit(),
-        "device": str(device),
-        "device_name": name,
-        "cpus": os.cpu_count(),
-        "processes": distributed.world_size(),
-    }
-
-
-def _git_commit() -> str | None:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((s.split(":", 1)[1].strip() for s in lines if s.startswith("model name")), "CPU")
 
 
 def digest(folder: Path, holds: str) -> str:

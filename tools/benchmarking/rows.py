@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from core.run import precision, record
+from core.run import precision
+from core.run.environment import environment
 from tools.benchmarking.measure import CPU, Bench, Measured, cpu_threads, seconds
 
 PEAK_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the peak
@@ -102,7 +103,7 @@ def size_row(
 
 @functools.cache
 def _environment(device: torch.device) -> dict[str, Any]:
-    return record.environment(device)
+    return environment(device)
 
 
 def machine(bench: Bench, device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from core import recipe
 from core.data.datasets import TrainingViews
 from core.data.transforms import RandomView, normalize
 from core.run import optimizer, precision
-from core.run.training import Plan, Trainer
+from core.run.plan import Plan
+from core.run.training import Trainer
 from tools.benchmarking import measure, rows
 from tools.benchmarking.data import SPLIT, data_root
 from tools.benchmarking.measure import Bench, Work

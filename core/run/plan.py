@@ -1,0 +1,77 @@
+"""How a training goes, step by step, as its options have it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+
+from core.errors import InputError
+from core.run import distributed, precision
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a training goes: the options of `options.add_training`, and what follows from them.
+
+    Attributes:
+        max_step: updates in all. amp: the resolved autocast type ("bf16", "fp16" or "off").
+        batch_size: global, over all processes; each process computes its share in `accumulate`
+            microbatches. save_every: updates between checkpoints.
+    """
+
+    max_step: int
+    batch_size: int
+    lr: float
+    momentum: float
+    seed: int = 0
+    amp: str = "off"
+    accumulate: int = 1
+    epochs: int = 1
+    workers: int = 0
+    save_every: int = 0
+    log_every: int = 10
+    compile: bool = False
+    sync_bn: bool = False
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, n_images: int, device: torch.device) -> Plan:
+        """The plan of a command line for a split of `n_images`.
+
+        Raises:
+            InputError: fewer than 2 images, a batch larger than the data set or one that the
+                processes and microbatches do not divide; sides in the wrong order.
+        """
+        if n_images < 2:
+            raise InputError(f"{args.data}: split {args.split!r} has {n_images} image; at least 2")
+        if args.batch_size > n_images:
+            raise InputError(
+                f"--batch-size {args.batch_size} is larger than the {n_images} images of split "
+                f"{args.split!r}; lower it"
+            )
+        world = distributed.world_size()
+        if args.batch_size % (world * args.accumulate):
+            raise InputError(
+                f"--batch-size {args.batch_size} is not divisible by {world} processes x "
+                f"--accumulate {args.accumulate}"
+            )
+        if args.sides[0] > args.sides[1]:
+            raise InputError(f"--sides {args.sides[0]} {args.sides[1]}: the smaller one first")
+        if args.sync_bn and device.type != "cuda":
+            raise InputError("--sync-bn needs GPUs")
+        same = {
+            name: getattr(args, name) for name in cls.__dataclass_fields__ if hasattr(args, name)
+        }
+        steps = n_images // args.batch_size  # of an epoch: the last partial batch is dropped
+        same |= {
+            "max_step": args.epochs * steps,
+            "save_every": args.save_every or steps,
+            "amp": precision.amp_type(args.amp, device),
+        }
+        return cls(**same)
+
+    def resolved(self) -> dict[str, int | str]:
+        """What run.json records beside the options: AMP type, and how many images a BN sees."""
+        shares = self.accumulate * (1 if self.sync_bn else distributed.world_size())
+        return {"amp": self.amp, "bn_batch": self.batch_size // shares}
