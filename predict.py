@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(network, Classifier):
             (args.out / "heat_maps").mkdir(exist_ok=True)
         network = network.to(device, memory_format=torch.channels_last)
-        where = crf.device_of(backend, device)
+        where = crf.device_of(backend, device) if args.crf else device
         iterations = args.crf_iterations if args.crf else 0
         refinement = Refinement(args.out, args.max_side, iterations, backend, where, overlays)
         errors = predict(args, network, pictures, refinement, device, amp)
