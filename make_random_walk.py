@@ -55,7 +55,7 @@ def get_args_parser() -> options.Parser:
     return p
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def walk(
     network: nn.Module,
     image: Tensor,

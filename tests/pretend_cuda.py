@@ -246,11 +246,6 @@ class _Stream:
 
     def wait_stream(self, _: Any) -> None: ...
 
-    def wait_event(self, _: Any) -> None: ...
-
-    def record_event(self) -> _Stream:
-        return self
-
 
 def _replacements(capability: tuple[int, int]) -> Iterator[tuple[Any, str, Any]]:
     """(Where, name, value) of what answers in the place of a driver."""

@@ -16,7 +16,7 @@ from core.data.scores import Scores
 from core.data.transforms import normalize
 from core.errors import InputError
 from core.method import affinity, cam, crf, losses, segmentation
-from core.method.lattice import Lattice, spatial_lattice
+from core.method.lattice import Lattice, _shared_lattice
 from core.method.puzzle import merge, tile
 from core.method.random_walk import random_walk, rescale
 from core.run import precision
@@ -24,7 +24,7 @@ from core.run import precision
 
 @pytest.fixture
 def log() -> Iterator[Log]:
-    spatial_lattice.cache_clear()
+    _shared_lattice.cache_clear()
     with pretend_cuda(REPO) as log:
         yield log
 

@@ -129,9 +129,7 @@ class DenseCRF:
         self._compiled: tuple[int, Any] = (0, None)
         if self.backend == "torch":
             bilateral = bilateral_lattice(self._image, **self._widths)
-            spatial, is_built = spatial_lattice(*self._size, LABEL_CRF.gaussian_sxy, self.device)
-            if is_built is not None:  # perhaps on another stream, a moment ago
-                torch.cuda.current_stream(self.device).wait_event(is_built)
+            spatial = spatial_lattice(*self._size, LABEL_CRF.gaussian_sxy, self.device)
             self._terms = (
                 (spatial, LABEL_CRF.gaussian_compat),
                 (bilateral, LABEL_CRF.bilateral_compat),

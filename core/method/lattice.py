@@ -105,18 +105,25 @@ def bilateral_lattice(image: Tensor, sxy: float, srgb: float) -> Lattice:
     return Lattice(features).normalize_()
 
 
-@functools.lru_cache(maxsize=8)
-def spatial_lattice(
-    height: int, width: int, sxy: float, device: torch.device
-) -> tuple[Lattice, torch.cuda.Event | None]:
-    """It knows nothing of an image but the size, which many images share.
+def spatial_lattice(height: int, width: int, sxy: float, device: torch.device) -> Lattice:
+    """It knows nothing of an image but the size, which many images share: the last 8 are kept."""
+    lattice, built_on, ready = _shared_lattice(height, width, sxy, device)
+    if built_on is not None:
+        stream = torch.cuda.current_stream(device)
+        if stream not in ready:  # once each: later it would wait for the other's next images
+            stream.wait_stream(built_on)
+            ready.add(stream)
+    return lattice
 
-    The second value is, on a GPU, the event that it is built: the next user may be on another
-    stream.
-    """
+
+@functools.lru_cache(maxsize=8)
+def _shared_lattice(
+    height: int, width: int, sxy: float, device: torch.device
+) -> tuple[Lattice, torch.cuda.Stream | None, set[torch.cuda.Stream]]:
+    """The lattice, the stream it was built on, and the streams that know it to be there."""
     lattice = Lattice(_positions(height, width, sxy, device)).normalize_()
-    cuda = device.type == "cuda"
-    return lattice, torch.cuda.current_stream(device).record_event() if cuda else None
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    return lattice, stream, {stream} if stream is not None else set()
 
 
 def _positions(height: int, width: int, sxy: float, device: torch.device) -> Tensor:
