@@ -129,7 +129,8 @@ class DenseCRF:
         self._compiled: tuple[int, Any] = (0, None)
         if self.backend == "torch":
             bilateral = bilateral_lattice(self._image, **self._widths)
-            spatial = spatial_lattice(*self._size, LABEL_CRF.gaussian_sxy, self.device)
+            height, width = self._size
+            spatial = spatial_lattice(height, width, LABEL_CRF.gaussian_sxy, self.device)
             self._terms = (
                 (spatial, LABEL_CRF.gaussian_compat),
                 (bilateral, LABEL_CRF.bilateral_compat),

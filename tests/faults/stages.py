@@ -122,10 +122,14 @@ def differing(one: dict[str, bytes], two: dict[str, bytes]) -> list[str]:
 
 
 def said(stderr: str) -> list[str]:
-    """Lines of stderr without the progress bars, which end in a bracket and need not end a line."""
+    """Lines of stderr without progress bars and the note on a pydensecrf that is not there.
+
+    A bar ends in a bracket and need not end a line.
+    """
     bar = r"[^\r\n]*(?:%\||\d(?:image|step) \[)[^\]\r\n]*\]"
     lines = re.sub(bar, "", stderr).replace("\r", "\n").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    lines = [line.strip() for line in lines if line.strip()]
+    return [line for line in lines if not line.startswith("note: pydensecrf")]
 
 
 def wait_for_start(
