@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from core import recipe
 from core.data import images
@@ -65,14 +65,14 @@ class Labelling:
     backend: str
     device: torch.device
 
-    def __call__(self, image_id: str, image: Tensor, scores: Scores) -> None:
-        """Write `OUT/<id>.png` of an image, uint8 (3, H, W)."""
+    def __call__(self, image_id: str, image: np.ndarray, scores: Scores) -> None:
+        """Write `OUT/<id>.png` of an image, uint8 (H, W, 3)."""
         maps = upsample(torch.from_numpy(scores.cam).float(), scores.size)
         thresholds = self.foreground_threshold, self.background_threshold
         both = [label_map(maps, threshold).numpy() for threshold in thresholds]
         if len(maps):
             field = crf.DenseCRF(
-                images.as_array(image), **crf.LABEL_WIDTHS, backend=self.backend, device=self.device
+                image, **crf.LABEL_WIDTHS, backend=self.backend, device=self.device
             )
             both = field.refine_label_maps(both, len(maps) + 1, self.iterations)
         classes = scores.class_table()
@@ -108,7 +108,8 @@ def main(argv: list[str] | None = None) -> None:
             where,
         )
         todo = inference.remaining(ids, args.out, ".png")
-        tasks = inference.images_and_scores(data, todo, args.scores, args.workers)
+        loaded = inference.images_and_scores(data, todo, args.scores, args.workers)
+        tasks = ((i, images.as_array(image), scores) for i, image, scores in loaded)
         bar = distributed.progress(len(todo), "make_affinity_labels")
         with bar, Pool(args.jobs, where) as pool:
             for _ in pool.map(labelling, tasks):

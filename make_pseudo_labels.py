@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from core import recipe
 from core.data import images
@@ -55,8 +54,8 @@ class Labelling:
     backend: str
     device: torch.device
 
-    def __call__(self, image_id: str, image: Tensor, scores: Scores) -> float:
-        """Write `OUT/<id>.png` of an image, uint8 (3, H, W); return the background score used."""
+    def __call__(self, image_id: str, image: np.ndarray, scores: Scores) -> float:
+        """Write `OUT/<id>.png` of an image, uint8 (H, W, 3); return the background score used."""
         maps = upsample(torch.from_numpy(scores.cam).float(), scores.size)
         threshold = self.threshold
         if threshold == "auto":
@@ -64,7 +63,7 @@ class Labelling:
         labels = label_map(maps, threshold).numpy()
         if self.iterations and len(maps):
             labels = crf.refine_labels(
-                images.as_array(image),
+                image,
                 labels,
                 len(maps) + 1,
                 self.iterations,
@@ -91,7 +90,8 @@ def main(argv: list[str] | None = None) -> None:
         iterations = args.crf_iterations if args.crf else 0
         labelling = Labelling(args.out, args.threshold, iterations, backend, where)
         todo = inference.remaining(ids, args.out, ".png")
-        tasks = inference.images_and_scores(data, todo, args.scores, args.workers)
+        loaded = inference.images_and_scores(data, todo, args.scores, args.workers)
+        tasks = ((i, images.as_array(image), scores) for i, image, scores in loaded)
         bar = distributed.progress(len(todo), "make_pseudo_labels")
         used = []
         with bar, Pool(args.jobs, where) as pool:

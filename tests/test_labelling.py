@@ -21,11 +21,15 @@ COLOURS = ((40, 60, 200), (200, 180, 40), (60, 190, 70))  # of the three zones, 
 LEVELS = (0.9, 0.25, 0.02)  # of the class's score: sure, unsure, sure of the background
 
 
-def zones() -> tuple[torch.Tensor, Scores]:
+def zones() -> tuple[np.ndarray, Scores]:
     """An image of three zones, and scores of class 5 that fall from left to right."""
     image = np.repeat(np.array(COLOURS, np.uint8), SIZE[1] // 3, 0)[None].repeat(SIZE[0], 0)
     cam = np.repeat(np.array(LEVELS, np.float16), SIZE[1] // 12)[None, None].repeat(12, 1)
-    return torch.from_numpy(image).permute(2, 0, 1), Scores(np.uint8([5]), cam, SIZE)
+    return image, Scores(np.uint8([5]), cam, SIZE)
+
+
+def tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def columns(path: Path) -> list[int]:
@@ -53,23 +57,23 @@ def test_pseudo_labels_are_of_the_class_where_it_beats_the_background(tmp_path):
 
 
 def test_an_image_without_any_class_is_background_in_every_stage(tmp_path):
-    image, _ = zones()
+    image = zones()[0]
     none = Scores(np.zeros(0, np.uint8), np.zeros((0, 12, 18), np.float16), SIZE)
     AffinityLabelling(tmp_path, 0.4, 0.1, 10, "torch", CPU)("a", image, none)
     PseudoLabelling(tmp_path, "auto", 1, "torch", CPU)("b", image, none)
     assert columns(tmp_path / "a.png") == columns(tmp_path / "b.png") == [0, 0, 0]
     autocast = precision.autocast("off", CPU)
-    walked = walk(lambda x: x[:, 0, ::4, ::4], image, none, 64, 5, 10.0, 2, autocast)
+    walked = walk(lambda x: x[:, 0, ::4, ::4], tensor(image), none, 64, 5, 10.0, 2, autocast)
     assert walked.cam.shape == (0, 12, 18)
 
 
 def test_the_walk_divides_by_one_maximum_for_all_classes():
     """A class that is faint beside another stays faint: the maximum is GLOBAL, at image size."""
-    image, _ = zones()
+    image = zones()[0]
     cam = np.zeros((2, 12, 18), np.float16)
     cam[0, 3:6, 3:6], cam[1, 8:10, 12:14] = 1, 0.2
     scores = Scores(np.uint8([2, 7]), cam, SIZE)
     autocast = precision.autocast("off", CPU)
-    walked = walk(lambda x: x[:, 0, ::4, ::4] - 3, image, scores, 64, 5, 10.0, 3, autocast)
+    walked = walk(lambda x: x[:, 0, ::4, ::4] - 3, tensor(image), scores, 64, 5, 10.0, 3, autocast)
     top = upsample(torch.from_numpy(walked.cam), SIZE).amax((1, 2))
     assert abs(top[0] - 1) < 1e-6 and top[1] < 0.3, "each class was divided by its own maximum"

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
@@ -130,7 +131,12 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, BrokenProcessPool):
+            # The executor has ended those it knew of. One that had just started would wait for a
+            # lock of the killed one, and the executor for it.
+            for process in list((getattr(self.executor, "_processes", None) or {}).values()):
+                process.kill()
         if self.executor is not None:
             self.executor.shutdown(cancel_futures=True)
 

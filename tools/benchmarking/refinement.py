@@ -47,7 +47,13 @@ def _labelling(bench: Bench, ids: list[str], device: torch.device) -> tuple[Labe
         "torch",
         device,
     )
-    return labelling, list(images_and_scores(data_root(bench), ids, bench.folder / "cams", 0))
+    return labelling, list(_tasks(bench, ids))
+
+
+def _tasks(bench: Bench, ids: list[str]) -> Iterator[tuple]:
+    """Read what the labelling of each image takes."""
+    for i, image, scores in images_and_scores(data_root(bench), ids, bench.folder / "cams", 0):
+        yield i, images.as_array(image), scores
 
 
 def affinity_labels(bench: Bench) -> Rows:
@@ -66,7 +72,7 @@ def affinity_labels(bench: Bench) -> Rows:
             references.affinity_label(data.image_path(i), cams, usual / f"{i}.png")
 
     def ours() -> None:
-        for task in images_and_scores(data, ids, bench.folder / "cams", 0):
+        for task in _tasks(bench, ids):
             labelling(*task)
 
     def agreement() -> float:
