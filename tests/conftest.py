@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from core.data.scores import Scores
 from core.run import record
 
 torch.set_num_threads(1)
+# A shell starts background jobs deaf to Ctrl-C, and what they start inherits it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"
 GOLDENS = Path(__file__).parent / "goldens"

@@ -133,12 +133,21 @@ class Pool:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, BrokenProcessPool):
-            # The executor has ended those it knew of. One that had just started would wait for a
-            # lock of the killed one, and the executor for it.
-            for process in list((getattr(self.executor, "_processes", None) or {}).values()):
-                process.kill()
+            self._unblock()
         if self.executor is not None:
             self.executor.shutdown(cancel_futures=True)
+
+    def _unblock(self) -> None:
+        """Let the executor end after a process was killed; two things would keep it waiting.
+
+        A process that had just started waits for a lock that the killed one held; and the thread
+        that feeds tasks writes to a pipe that nobody reads any more (CPython before 3.12).
+        """
+        for process in list((getattr(self.executor, "_processes", None) or {}).values()):
+            process.kill()
+        queue = getattr(self.executor, "_call_queue", None)
+        if queue is not None:
+            queue._reader.close()
 
     def map(self, function: Callable[..., R], tasks: Iterable[tuple[Any, ...]]) -> Iterator[R]:
         """Yield function(*task) in order; tasks are drawn as places get free.
