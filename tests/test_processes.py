@@ -212,3 +212,29 @@ def test_a_lock_that_fails_otherwise_names_its_file(tmp_path, monkeypatch, capsy
 def test_locks_here(tmp_path):
     assert lock.works(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+BROKEN = """
+import os, time
+from core.run.parallel import Pool
+kill = "__import__('os').kill(__import__('os').getpid(), 9)" + " " * 1_000_000
+def tasks():
+    if os.fork() == 0:  # as a loader's process, which has the pool's pipes open too
+        os.close(1), os.close(2), time.sleep(30)
+        os._exit(0)
+    for _ in range(20):
+        yield (kill,)
+try:
+    with Pool(2) as pool:
+        list(pool.map(eval, tasks()))
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+def test_a_killed_worker_does_not_leave_the_pool_waiting():
+    """Though large tasks are on their way to it and others have the pipe open."""
+    result = subprocess.run(
+        [sys.executable, "-c", BROKEN], cwd=REPO, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == "BrokenProcessPool\n", result.stderr

@@ -97,6 +97,13 @@ def _start_stream(device: torch.device) -> None:
     torch.cuda.set_stream(torch.cuda.Stream())
 
 
+def _drain(pipe: int) -> None:
+    """Read what nobody wants any more."""
+    with contextlib.suppress(OSError):
+        while os.read(pipe, 1 << 16):
+            pass
+
+
 class Pool:
     """Workers that keep a bounded number of images in flight.
 
@@ -112,6 +119,7 @@ class Pool:
 
     def __init__(self, jobs: int, device: torch.device = CPU):
         self.executor: Executor | None = None
+        self._tasks: int | None = None  # the end of the tasks' pipe that the processes read
         if device.type == "cuda":
             self.jobs = jobs or 4
             self.executor = ThreadPoolExecutor(self.jobs, "", _start_stream, (device,))
@@ -127,27 +135,32 @@ class Pool:
             with signals_held(), one_thread():
                 forkserver.ensure_running()
             self.executor = ProcessPoolExecutor(self.jobs, context, _start_process)
+            queue = getattr(self.executor, "_call_queue", None)
+            self._tasks = os.dup(queue._reader.fileno()) if queue is not None else None
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, BrokenProcessPool):
+        is_broken = kind is not None and issubclass(kind, BrokenProcessPool)
+        if is_broken:
             self._unblock()
         if self.executor is not None:
             self.executor.shutdown(cancel_futures=True)
+        if self._tasks is not None and not is_broken:
+            os.close(self._tasks)
 
     def _unblock(self) -> None:
         """Let the executor end after a process was killed; two things would keep it waiting.
 
         A process that had just started waits for a lock that the killed one held; and the thread
-        that feeds tasks writes to a pipe that nobody reads any more (CPython before 3.12).
+        that feeds tasks writes to a pipe that nobody reads. That the executor closes its end is not
+        enough: loader processes, forked since, have it open too.
         """
         for process in list((getattr(self.executor, "_processes", None) or {}).values()):
             process.kill()
-        queue = getattr(self.executor, "_call_queue", None)
-        if queue is not None:
-            queue._reader.close()
+        if self._tasks is not None:
+            threading.Thread(target=_drain, args=(self._tasks,), daemon=True).start()
 
     def map(self, function: Callable[..., R], tasks: Iterable[tuple[Any, ...]]) -> Iterator[R]:
         """Yield function(*task) in order; tasks are drawn as places get free.
