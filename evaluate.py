@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import predict
-from core import files
+from core import files, recipe
 from core.data import scoring
 from core.data.datasets import DataRoot
 from core.data.metrics import ConfusionMatrix, ThresholdSweep
@@ -39,6 +39,17 @@ from core.run.parallel import Pool
 CHUNK = 16  # images a scoring task holds: enough to hide the cost of starting one
 
 
+class Thresholds(argparse.Action):
+    """--thresholds: numbers, or the word "paper" for the released code's."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if "paper" in values:
+            if len(values) > 1:
+                parser.error("--thresholds paper: no numbers beside it")
+            values = list(recipe.EVALUATION.paper_thresholds)
+        setattr(namespace, self.dest, values)
+
+
 def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
     options.add_data(p, split="train")
@@ -46,14 +57,14 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--labels", type=Path, help="directory of label maps <id>.png")
     p.add_argument("--checkpoint", type=Path, help="model.pt of train_segmentation.py")
     p.add_argument("--masks", default="SegmentationClass", help="folder of the ground truth")
-    options.add_thresholds(p)
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     p.add_argument(
-        "--save-predictions",
-        type=Path,
-        metavar="DIR",
-        help="keep the label maps that a checkpoint predicts",
-    )
+        "--thresholds", type=options.or_word("paper", options.fraction), nargs="+", metavar="T",
+        action=Thresholds, default=list(recipe.EVALUATION.thresholds),
+        help="background scores to try; paper: the released code's, 0.05 to 0.75 by 0.05",
+    )  # fmt: skip
+    p.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    words = "keep the label maps that a checkpoint predicts"
+    p.add_argument("--save-predictions", type=Path, metavar="DIR", help=words)
     options.add_overwrite(p)
     options.add_jobs(p)
     options.add_machine(p)
@@ -113,10 +124,7 @@ def print_table(figures: dict[str, Any]) -> None:
     print(f"{'mIoU':<20}{figures['miou']:6.2f}")
     if figures["threshold"] is not None:
         print(f"{'best threshold':<20}{figures['threshold']:6.2f}")
-        if figures["threshold"] in (
-            figures["sweep"][0]["threshold"],
-            figures["sweep"][-1]["threshold"],
-        ):
+        if figures["threshold"] in [figures["sweep"][end]["threshold"] for end in (0, -1)]:
             print("the best threshold lies at the end of the range; widen --thresholds")
     if figures["map"] is not None:
         print(f"{'map':<20}{figures['map']}")

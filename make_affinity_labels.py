@@ -27,7 +27,6 @@ from core.method.boundary import confident_labels
 from core.method.cam import label_map
 from core.run import distributed, inference, options, record
 from core.run.main import run_main
-from core.run.parallel import Pool
 from core.run.record import Run
 
 
@@ -36,20 +35,13 @@ def get_args_parser() -> options.Parser:
     options.add_data(p, split="train_aug")
     p.add_argument("--scores", type=Path, required=True, help="directory of CAMs")
     options.add_out(p)
-    p.add_argument(
-        "--foreground-threshold",
-        type=options.fraction,
-        default=recipe.AFFINITY_LABELS.foreground_threshold,
-        help="background score above which a class is confident",
-    )
-    p.add_argument(
-        "--background-threshold",
-        type=options.fraction,
-        default=recipe.AFFINITY_LABELS.background_threshold,
-        help="background score with which the background is confident",
-    )
+    stage = recipe.AFFINITY_LABELS
+    words = "background score above which a class is confident"
+    p.add_constant(stage, "foreground_threshold", options.fraction, words)
+    words = "background score with which the background is confident"
+    p.add_constant(stage, "background_threshold", options.fraction, words)
     # Two passes over one image are quicker in torch on a CPU too.
-    options.add_crf(p, recipe.AFFINITY_LABELS.crf_iterations, default="torch")
+    options.add_crf(p, stage, default="torch")
     options.add_machine(p)
     return p
 
@@ -107,13 +99,7 @@ def main(argv: list[str] | None = None) -> None:
             backend,
             where,
         )
-        todo = inference.remaining(ids, args.out, ".png")
-        loaded = inference.images_and_scores(data, todo, args.scores, args.workers)
-        tasks = ((i, images.as_array(image), scores) for i, image, scores in loaded)
-        bar = distributed.progress(len(todo), "make_affinity_labels")
-        with bar, Pool(args.jobs, where) as pool:
-            for _ in pool.map(labelling, tasks):
-                bar.update()
+        inference.label_images(labelling, data, ids, args, where)
         run.finish(images=len(ids))
 
 

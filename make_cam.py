@@ -32,13 +32,9 @@ def get_args_parser() -> options.Parser:
     options.add_data(p, split="train_aug")
     p.add_argument("--checkpoint", type=Path, required=True, help="model.pt of a classifier")
     options.add_out(p)
-    p.add_argument(
-        "--map",
-        choices=("cam", "hr_cam"),
-        default="cam",
-        help="cam: summed at stride 4; hr_cam: summed at the image's size, sampled at stride 4",
-    )
-    options.add_inference(p, recipe.CAM.scales, batch_images=4)
+    words = "cam: summed at stride 4; hr_cam: summed at the image's size, sampled at stride 4"
+    p.add_argument("--map", choices=("cam", "hr_cam"), default="cam", help=words)
+    options.add_inference(p, recipe.CAM, batch_images=4)
     options.add_machine(p)
     return p
 

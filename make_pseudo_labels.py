@@ -23,7 +23,6 @@ from core.method import crf
 from core.method.cam import label_map, otsu
 from core.run import distributed, inference, options, record
 from core.run.main import run_main
-from core.run.parallel import Pool
 from core.run.record import Run
 
 
@@ -32,14 +31,11 @@ def get_args_parser() -> options.Parser:
     options.add_data(p, split="train_aug")
     p.add_argument("--scores", type=Path, required=True, help="directory of walked scores, or CAMs")
     options.add_out(p)
-    p.add_argument(
-        "--threshold",
-        type=options.threshold,
-        default=recipe.PSEUDO_LABELS.threshold,
-        help="background score; auto: Otsu's threshold of each image's own scores, label-free",
-    )
+    stage, kind = recipe.PSEUDO_LABELS, options.or_word("auto", options.fraction)
+    words = "background score; auto: Otsu's threshold of each image's own scores, label-free"
+    p.add_constant(stage, "threshold", kind, words)
     p.add_argument("--no-crf", dest="crf", action="store_false", help="leave out the dense CRF")
-    options.add_crf(p, recipe.PSEUDO_LABELS.crf_iterations)
+    options.add_crf(p, stage)
     options.add_machine(p)
     return p
 
@@ -62,14 +58,8 @@ class Labelling:
             threshold = otsu(maps.amax(0).numpy()) if len(maps) else 1.0
         labels = label_map(maps, threshold).numpy()
         if self.iterations and len(maps):
-            labels = crf.refine_labels(
-                image,
-                labels,
-                len(maps) + 1,
-                self.iterations,
-                backend=self.backend,
-                device=self.device,
-            )
+            how = {"backend": self.backend, "device": self.device}
+            labels = crf.refine_labels(image, labels, len(maps) + 1, self.iterations, **how)
         images.write_label(self.out / f"{image_id}.png", scores.class_table()[labels])
         return threshold
 
@@ -89,15 +79,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         iterations = args.crf_iterations if args.crf else 0
         labelling = Labelling(args.out, args.threshold, iterations, backend, where)
-        todo = inference.remaining(ids, args.out, ".png")
-        loaded = inference.images_and_scores(data, todo, args.scores, args.workers)
-        tasks = ((i, images.as_array(image), scores) for i, image, scores in loaded)
-        bar = distributed.progress(len(todo), "make_pseudo_labels")
-        used = []
-        with bar, Pool(args.jobs, where) as pool:
-            for threshold in pool.map(labelling, tasks):
-                used.append(threshold)
-                bar.update()
+        used = inference.label_images(labelling, data, ids, args, where)
         if used and distributed.is_main():
             each = f" (each image its own, {min(used):.2f} to {max(used):.2f})"
             print(f"background score {np.mean(used):.2f}{each if args.threshold == 'auto' else ''}")

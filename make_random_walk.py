@@ -32,24 +32,11 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--scores", type=Path, required=True, help="directory of CAMs or other scores")
     p.add_argument("--checkpoint", type=Path, required=True, help="model.pt of train_affinity.py")
     options.add_out(p)
-    p.add_argument(
-        "--pad-to",
-        type=options.positive,
-        default=recipe.RANDOM_WALK.pad_to,
-        help="the --crop of train_affinity.py",
-    )
-    p.add_argument(
-        "--radius", type=options.positive, default=recipe.RANDOM_WALK.radius, help="of a step"
-    )
-    p.add_argument(
-        "--beta", type=float, default=recipe.RANDOM_WALK.beta, help="exponent of the affinities"
-    )
-    p.add_argument(
-        "--log2-steps",
-        type=int,
-        default=recipe.RANDOM_WALK.log2_steps,
-        help="the walk has 2^N steps",
-    )
+    stage = recipe.RANDOM_WALK
+    p.add_constant(stage, "pad_to", options.side, "the --crop of train_affinity.py")
+    p.add_constant(stage, "radius", options.integer(2, 64), "of a step, stride-4 pixels")
+    p.add_constant(stage, "beta", options.number(0, 1000), "exponent of the affinities")
+    p.add_constant(stage, "log2_steps", options.integer(0, 12), "the walk has 2^N steps")
     options.add_amp(p)
     options.add_machine(p)
     return p
@@ -102,9 +89,8 @@ def main(argv: list[str] | None = None) -> None:
                 walked = walk(network, image, scores, *options_of_walk, autocast)
                 walked.save(args.out / f"{image_id}.npz")
                 bar.update()
-        run.finish(
-            images=len(ids), map=f"random walk from {before['results'].get('map', 'scores')}"
-        )
+        walked_from = before["results"].get("map", "scores")
+        run.finish(images=len(ids), map=f"random walk from {walked_from}")
 
 
 if __name__ == "__main__":

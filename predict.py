@@ -50,21 +50,13 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--split", default="val", help="list in ImageSets/Segmentation, without .txt")
     p.add_argument("--checkpoint", type=Path, required=True, help="model.pt of a segmentation")
     options.add_out(p)
-    options.add_inference(p, recipe.PREDICTION.scales, batch_images=2)
+    options.add_inference(p, recipe.PREDICTION, batch_images=2)
     p.add_argument("--no-crf", dest="crf", action="store_false", help="leave out the dense CRF")
-    options.add_crf(p, recipe.PREDICTION.crf_iterations)
-    p.add_argument(
-        "--threshold",
-        type=options.fraction,
-        default=0.2,
-        help="of a classifier: background score of the masks made from its CAMs",
-    )
-    p.add_argument(
-        "--class-threshold",
-        type=options.fraction,
-        default=0.5,
-        help="a classifier sees the classes of this probability, or else the likeliest",
-    )
+    options.add_crf(p, recipe.PREDICTION)
+    words = "of a classifier: background score of the masks made from its CAMs"
+    p.add_argument("--threshold", type=options.fraction, default=0.2, help=words)
+    words = "a classifier sees the classes of this probability, or else the likeliest"
+    p.add_argument("--class-threshold", type=options.fraction, default=0.5, help=words)
     options.add_machine(p)
     return p
 
@@ -138,14 +130,8 @@ class Refinement:
             write_jpeg(self.out / "heat_maps" / file, visual.heat_map(small, score))
         labels = cam.label_map(maps, how.threshold)
         if self.iterations:
-            labels = crf.refine_labels(
-                small,
-                labels,
-                len(seen) + 1,
-                self.iterations,
-                backend=self.backend,
-                device=self.device,
-            )
+            how = {"backend": self.backend, "device": self.device}
+            labels = crf.refine_labels(small, labels, len(seen) + 1, self.iterations, **how)
         labels = torch.as_tensor(labels).long().cpu()
         best = F.one_hot(labels, len(seen) + 1).permute(2, 0, 1).float()
         label = segmentation.argmax_at_size(best, image.shape[:2])

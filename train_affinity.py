@@ -31,18 +31,12 @@ from core.run.training import Trainer
 def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
     options.add_data(p, split="train_aug")
-    p.add_argument(
-        "--labels", type=Path, required=True, help="label maps of make_affinity_labels.py"
-    )
+    words = "label maps of make_affinity_labels.py"
+    p.add_argument("--labels", type=Path, required=True, help=words)
     options.add_out(p)
     options.add_machine(p)
     options.add_training(p, recipe.AFFINITY, "rate of all that is trained")
-    p.add_argument(
-        "--radius",
-        type=options.positive,
-        default=recipe.AFFINITY.radius,
-        help="of pairs, stride-4 pixels",
-    )
+    p.add_constant(recipe.AFFINITY, "radius", options.integer(2, 64), "of pairs, stride-4 pixels")
     return p
 
 
@@ -64,9 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     data = DataRoot(args.data)
     ids = data.ids(args.split)
     plan = Plan.of(args, len(ids), device)
-    if args.crop % recipe.BACKBONE.output_stride:
-        raise InputError(f"--crop {args.crop} is not divisible by {recipe.BACKBONE.output_stride}")
-    if args.radius < 2 or args.crop // 4 <= 2 * (args.radius - 1):
+    if args.crop // 4 <= 2 * (args.radius - 1):
         raise InputError(f"--crop {args.crop} holds no pair within --radius {args.radius}")
     precision.set_determinism(args.deterministic, device)
     start = weights.load(args.weights, args.backbone)

@@ -18,7 +18,6 @@ from torch import Tensor
 from core import recipe
 from core.data.datasets import DataRoot, TrainingViews
 from core.data.transforms import RandomView
-from core.errors import InputError
 from core.method import losses
 from core.method.networks import Classifier
 from core.method.puzzle import merge, tile
@@ -34,29 +33,17 @@ def get_args_parser() -> options.Parser:
     options.add_data(p, split="train_aug")
     options.add_out(p)
     options.add_machine(p)
-    options.add_training(
-        p, recipe.CLASSIFICATION, "base rate; x2 biases, x10 new layers (with --weights none: all)"
-    )
+    words = "base rate; x2 biases, x10 new layers (with --weights none: all)"
+    options.add_training(p, recipe.CLASSIFICATION, words)
     p.add_argument("--no-p-cls", dest="p_cls", action="store_false", help="leave out L_p-cls")
     p.add_argument("--no-re", dest="re", action="store_false", help="leave out L_re")
-    p.add_argument(
-        "--alpha", type=float, default=recipe.CLASSIFICATION.alpha, help="of L_re after the ramp"
-    )
-    p.add_argument(
-        "--alpha-ramp",
-        type=options.fraction,
-        default=recipe.CLASSIFICATION.alpha_ramp,
-        help="share of the training in which alpha rises from 0",
-    )
-    p.add_argument(
-        "--masking",
-        choices=("labels", "none"),
-        default="labels",
-        help="L_re on the classes in the image, or on all (the paper's formula)",
-    )
-    p.add_argument(
-        "--grid", type=options.positive, default=recipe.CLASSIFICATION.grid, help="tiles per side"
-    )
+    stage = recipe.CLASSIFICATION
+    p.add_constant(stage, "alpha", options.number(0, 1000), "of L_re after the ramp")
+    words = "share of the training in which alpha rises from 0"
+    p.add_constant(stage, "alpha_ramp", options.fraction, words)
+    words = "L_re on the classes in the image, or on all (the paper's formula)"
+    p.add_argument("--masking", choices=("labels", "none"), default="labels", help=words)
+    p.add_constant(stage, "grid", options.integer(1, 64), "tiles per side")
     return p
 
 
@@ -100,21 +87,14 @@ def main(argv: list[str] | None = None) -> None:
     ids = data.ids(args.split)
     labels = data.image_labels(ids)
     plan = Plan.of(args, len(ids), device)
-    stride = recipe.BACKBONE.output_stride
-    if args.crop % (stride * args.grid):
-        raise InputError(f"--crop {args.crop} is not divisible by {stride} x --grid {args.grid}")
     precision.set_determinism(args.deterministic, device)
     start = weights.load(args.weights, args.backbone)
     torch.manual_seed(args.seed)
     network = Classifier(args.backbone, len(data.classes), start)
 
-    inputs = {
-        "data": data.digest(ids, labels),
-        "weights": weights.digest(args.weights),
-    }
-    with Run(
-        "train_classification", args, device, "model", data.classes, inputs, plan.resolved()
-    ) as run:
+    inputs = {"data": data.digest(ids, labels), "weights": weights.digest(args.weights)}
+    run = Run("train_classification", args, device, "model", data.classes, inputs, plan.resolved())
+    with run:
         if run.finished:
             return
         groups = optimizer.parameter_groups(network, args.weight_decay, start is not None)

@@ -19,7 +19,6 @@ from core import recipe
 from core.data.datasets import DataRoot, TrainingViews
 from core.data.images import IGNORE
 from core.data.transforms import RandomView
-from core.errors import InputError
 from core.method.networks import DeepLabV3Plus
 from core.run import distributed, optimizer, options, precision, record, weights
 from core.run.main import run_main
@@ -31,17 +30,12 @@ from core.run.training import Trainer
 def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
     options.add_data(p, split="train_aug")
-    p.add_argument(
-        "--labels",
-        type=Path,
-        required=True,
-        help="label maps <id>.png: make_pseudo_labels.py's, or ground truth",
-    )
+    words = "label maps <id>.png: make_pseudo_labels.py's, or ground truth"
+    p.add_argument("--labels", type=Path, required=True, help=words)
     options.add_out(p)
     options.add_machine(p)
-    options.add_training(
-        p, recipe.SEGMENTATION, "base rate; x2 biases, x10 new layers (with --weights none: all)"
-    )
+    words = "base rate; x2 biases, x10 new layers (with --weights none: all)"
+    options.add_training(p, recipe.SEGMENTATION, words)
     return p
 
 
@@ -63,8 +57,6 @@ def main(argv: list[str] | None = None) -> None:
     data = DataRoot(args.data)
     ids = data.ids(args.split)
     plan = Plan.of(args, len(ids), device)
-    if args.crop % recipe.BACKBONE.output_stride:
-        raise InputError(f"--crop {args.crop} is not divisible by {recipe.BACKBONE.output_stride}")
     precision.set_determinism(args.deterministic, device)
     start = weights.load(args.weights, args.backbone)
     torch.manual_seed(args.seed)
@@ -75,9 +67,8 @@ def main(argv: list[str] | None = None) -> None:
         "labels": record.read_labels(args.labels, ids, data.classes),
         "weights": weights.digest(args.weights),
     }
-    with Run(
-        "train_segmentation", args, device, "model", data.classes, inputs, plan.resolved()
-    ) as run:
+    run = Run("train_segmentation", args, device, "model", data.classes, inputs, plan.resolved())
+    with run:
         if run.finished:
             return
         groups = optimizer.parameter_groups(network, args.weight_decay, start is not None)

@@ -57,7 +57,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument(
-        "--threads", type=options.positive, default=cpu_count(),
+        "--threads", type=options.integer(1, 1024), default=cpu_count(),
         help="CPU threads and processes, except in rows `per core`",
     )  # fmt: skip
     p.add_argument(

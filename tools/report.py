@@ -40,7 +40,7 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--per-class", type=int, default=1, help="the same for every class")
     p.add_argument("--overview", type=int, default=4, help="images of a split in overview.png")
     p.add_argument("--ids", nargs="+", default=[], help="these images in overview.png instead")
-    p.add_argument("--side", type=options.positive, default=192, help="of a picture, in pixels")
+    p.add_argument("--side", type=options.side, default=192, help="of a picture, in pixels")
     p.add_argument(
         "--threshold",
         type=options.fraction,

@@ -98,7 +98,7 @@ def get_args_parser() -> options.Parser:
     p.add_argument(
         "--backbones", nargs="+", choices=backbones.NAMES, help="in place of the paper's"
     )
-    p.add_argument("--gpus", type=options.positive, default=1, help="processes of a stage")
+    p.add_argument("--gpus", type=options.integer(1, 64), default=1, help="processes of a stage")
     p.add_argument("--small", action="store_true", help="synthetic data, ResNet-18, minutes")
     p.add_argument("--hr-cam", action="store_true", help="score the released code's map as well")
     p.add_argument("--test", action="store_true", help="Table 3: make the submission for test too")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -16,9 +18,10 @@ from core.data.scores import Scores
 from core.data.transforms import pyramid
 from core.errors import InputError
 from core.run import distributed
-from core.run.parallel import ignore_interrupts, signals_held
+from core.run.parallel import Pool, ignore_interrupts, signals_held
 
 T = TypeVar("T", str, list[str])
+R = TypeVar("R")
 Views = Iterator[tuple[list[str], list[Tensor], tuple[int, int]]]  # see `pyramids`
 
 
@@ -109,6 +112,31 @@ def images_and_scores(
         return image_id, image, Scores.load(path, len(data.classes), tuple(image.shape[1:]))
 
     return read_ahead(ids, load, workers)
+
+
+def label_images(
+    labelling: Callable[[str, np.ndarray, Scores], R],
+    data: DataRoot,
+    ids: Sequence[str],
+    args: argparse.Namespace,
+    device: torch.device,
+) -> list[R]:
+    """Call labelling(id, uint8 image (H, W, 3), scores) for all that lack an `OUT/<id>.png`.
+
+    In a pool for `device`, behind a progress bar; returns what the calls did.
+
+    Raises:
+        InputError: see `images_and_scores`.
+    """
+    todo = remaining(ids, args.out, ".png")
+    loaded = images_and_scores(data, todo, args.scores, args.workers)
+    tasks = ((i, images.as_array(image), scores) for i, image, scores in loaded)
+    results = []
+    with distributed.progress(len(todo), args.out.name) as bar, Pool(args.jobs, device) as pool:
+        for result in pool.map(labelling, tasks):
+            results.append(result)
+            bar.update()
+    return results
 
 
 def pyramids(

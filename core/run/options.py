@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core import recipe
 from core.method import backbones, crf
 from core.run.parallel import default_workers
+
+N = TypeVar("N", int, float)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter): ...
@@ -38,6 +40,14 @@ class Parser(argparse.ArgumentParser):
             self.how.add(action.dest)
         return action
 
+    def add_constant(self, stage: Any, name: str, kind: Callable[[str], Any], words: str) -> None:
+        """An option --name whose default is the constant `name` of a stage of the recipe."""
+        default = getattr(stage, name)
+        more = {"default": default}
+        if isinstance(default, tuple):  # as many as there are, or, of scales, any number
+            more = {"default": list(default), "nargs": len(default) if name == "sides" else "+"}
+        self.add_argument(f"--{name.replace('_', '-')}", type=kind, help=words, **more)
+
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         parsed, unknown = super().parse_known_args(args, namespace)
         settings = {k: v for k, v in vars(parsed).items() if k not in self.how}
@@ -51,57 +61,38 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def positive(text: str) -> int:
-    """An argparse type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+def _bounded(kind: type[N], low: N, high: N, words: str) -> Callable[[str], N]:
+    def parse(text: str) -> N:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = high + 1
+        if not low <= value <= high:  # NaN is nowhere between
+            raise argparse.ArgumentTypeError(f"{text} is not {words} from {low:g} to {high:g}")
+        return value
+
+    return parse
 
 
-def fraction(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: an integer from `low` to `high`."""
+    return _bounded(int, low, high, "a whole number")
 
 
-def scale(text: str) -> float:
-    """An argparse type: an image scale in (0, 4]."""
-    value = float(text)
-    if not 0 < value <= 4:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 4")
-    return value
+def number(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number from `low` to `high`."""
+    return _bounded(float, low, high, "a number")
 
 
-def threshold(text: str) -> float | str:
-    """An argparse type: a background score from 0 to 1, or "auto"."""
-    return text if text == "auto" else fraction(text)
+def or_word(word: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type: `word` itself, or what `kind` takes."""
+    return lambda text: text if text == word else kind(text)
 
 
-def add_thresholds(p: Parser) -> None:
-    """--thresholds."""
-    p.add_argument(
-        "--thresholds",
-        type=lambda text: text if text == "paper" else fraction(text),
-        nargs="+",
-        metavar="T",
-        action=_Thresholds,
-        default=list(recipe.EVALUATION.thresholds),
-        help="background scores to try; paper: the released code's, 0.05 to 0.75 by 0.05",
-    )
-
-
-class _Thresholds(argparse.Action):
-    """--thresholds: numbers, or the word "paper" for the released code's."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        if "paper" in values:
-            if len(values) > 1:
-                parser.error("--thresholds paper: no numbers beside it")
-            values = list(recipe.EVALUATION.paper_thresholds)
-        setattr(namespace, self.dest, values)
+fraction = number(0, 1)
+scale = number(0.05, 4)  # of an image
+side = integer(16, 16384)  # of an image, in pixels
+seed = integer(0, 2**32 - 1)
 
 
 def add_data(p: Parser, split: str) -> None:
@@ -120,24 +111,17 @@ def add_overwrite(p: Parser) -> None:
     """--overwrite and --stale."""
     p.add_argument("--overwrite", how=True, action="store_true", help="start again from nothing")
     p.add_argument(
-        "--stale",
-        how=True,
-        choices=("refuse", "redo"),
-        default="refuse",
+        "--stale", how=True, choices=("refuse", "redo"), default="refuse",
         help="what to do where other settings or inputs made what is there",
-    )
+    )  # fmt: skip
 
 
 def add_machine(p: Parser) -> None:
     """--device and --workers."""
     add_device(p)
-    p.add_argument(
-        "--workers",
-        how=True,
-        type=int,
-        default=default_workers(),
-        help="processes that read ahead, for each GPU; 0 for none",
-    )
+    words = "processes that read ahead, for each GPU; 0 for none"
+    kind, default = integer(0, 256), default_workers()
+    p.add_argument("--workers", how=True, type=kind, default=default, help=words)
 
 
 def add_device(p: Parser) -> None:
@@ -147,112 +131,63 @@ def add_device(p: Parser) -> None:
 
 def add_amp(p: Parser) -> None:
     """--amp."""
-    p.add_argument(
-        "--amp",
-        choices=("auto", "bf16", "fp16", "off"),
-        default="auto",
-        help="autocast type; auto is bf16 where the hardware multiplies it fast, fp16 on older "
-        "GPUs, off elsewhere",
-    )
+    words = "autocast type; auto is bf16 where the hardware multiplies it fast, fp16 on older GPUs,"
+    choices = ("auto", "bf16", "fp16", "off")
+    p.add_argument("--amp", choices=choices, default="auto", help=f"{words} off elsewhere")
 
 
 def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     """Everything the three trainings have in common, with the recipe's values as defaults."""
     p.add_argument("--backbone", choices=backbones.NAMES, default="resnet50")
     p.add_argument(
-        "--weights",
-        how=True,  # what they hold is compared
-        default="imagenet",
+        "--weights", how=True, default="imagenet",  # what they hold is compared
         help="imagenet, none, or a file: a torchvision checkpoint or any stage's model.pt",
-    )
-    p.add_argument("--epochs", type=positive, default=stage.epochs)
+    )  # fmt: skip
+    p.add_constant(stage, "epochs", integer(1, 100_000), "times that every image is seen")
+    p.add_constant(stage, "batch_size", integer(1, 65536), "global: over all processes")
     p.add_argument(
-        "--batch-size", type=positive, default=stage.batch_size, help="global: over all processes"
-    )
-    p.add_argument(
-        "--accumulate",
-        type=positive,
-        default=1,
+        "--accumulate", type=integer(1, 65536), default=1,
         help="split each batch into this many microbatches to save memory; BatchNorm sees those",
-    )
-    p.add_argument("--lr", type=float, default=stage.lr, help=rates)
-    p.add_argument(
-        "--momentum",
-        type=float,
-        default=stage.momentum,
-        help="Nesterov; the default is what the authors' code ran with (README, Differences)",
-    )
-    p.add_argument("--weight-decay", type=float, default=stage.weight_decay, help="0 on biases")
-    p.add_argument(
-        "--sides",
-        type=positive,
-        nargs=2,
-        default=list(stage.sides),
-        help="range of the longer side after the random resize",
-    )
-    p.add_argument("--crop", type=positive, default=stage.crop, help="side of the training views")
-    p.add_argument("--seed", type=int, default=0)
+    )  # fmt: skip
+    p.add_constant(stage, "lr", number(1e-9, 100), rates)
+    words = "Nesterov; the default is what the authors' code ran with (README, Differences)"
+    p.add_constant(stage, "momentum", number(0, 0.9999), words)
+    p.add_constant(stage, "weight_decay", number(0, 1), "0 on biases")
+    p.add_constant(stage, "sides", side, "range of the longer side after the random resize")
+    p.add_constant(stage, "crop", side, "side of the training views")
+    p.add_argument("--seed", type=seed, default=0)
     add_amp(p)
-    p.add_argument(
-        "--compile", how=True, action="store_true", help="torch.compile: minutes at the start"
-    )
+    words = "torch.compile: minutes at the start"
+    p.add_argument("--compile", how=True, action="store_true", help=words)
     p.add_argument("--sync-bn", action="store_true", help="BatchNorm over all GPUs")
     p.add_argument("--deterministic", action="store_true", help="same bits twice; slower on GPUs")
-    p.add_argument(
-        "--save-every",
-        how=True,
-        type=int,
-        default=0,
-        help="steps between checkpoints; 0: epochs",
-    )
-    p.add_argument(
-        "--log-every",
-        how=True,
-        type=positive,
-        default=10,
-        help="steps a row of log.jsonl covers",
-    )
+    words = "steps between checkpoints; 0: epochs"
+    p.add_argument("--save-every", how=True, type=integer(0, 10**9), default=0, help=words)
+    words = "steps a row of log.jsonl covers"
+    p.add_argument("--log-every", how=True, type=integer(1, 10**9), default=10, help=words)
 
 
-def add_inference(p: Parser, scales: Sequence[float], batch_images: int) -> None:
+def add_inference(p: Parser, stage: Any, batch_images: int) -> None:
     """--scales, --max-side, --batch-images and --amp."""
+    p.add_constant(stage, "scales", scale, "image scales, each with its mirror image")
     p.add_argument(
-        "--scales",
-        type=scale,
-        nargs="+",
-        default=list(scales),
-        help="image scales, each with its mirror image",
-    )
-    p.add_argument(
-        "--max-side",
-        type=positive,
-        default=1024,
+        "--max-side", type=side, default=1024,
         help="the network sees larger images reduced to this longer side; lower it to save memory",
-    )
-    p.add_argument(
-        "--batch-images",
-        how=True,
-        type=positive,
-        default=batch_images,
-        help="images of equal size computed together",
-    )
+    )  # fmt: skip
+    words, kind = "images of equal size computed together", integer(1, 1024)
+    p.add_argument("--batch-images", how=True, type=kind, default=batch_images, help=words)
     add_amp(p)
 
 
-def add_crf(p: Parser, iterations: int, default: str = "auto") -> None:
+def add_crf(p: Parser, stage: Any, default: str = "auto") -> None:
     """--crf-iterations, --crf-backend and --jobs."""
-    p.add_argument("--crf-iterations", type=positive, default=iterations, help="mean-field steps")
-    p.add_argument(
-        "--crf-backend",
-        choices=crf.BACKENDS,
-        default=default,
-        help="auto: torch on a GPU, pydensecrf on a CPU where it is installed",
-    )
+    p.add_constant(stage, "crf_iterations", integer(1, 1000), "mean-field steps")
+    words = "auto: torch on a GPU, pydensecrf on a CPU where it is installed"
+    p.add_argument("--crf-backend", choices=crf.BACKENDS, default=default, help=words)
     add_jobs(p)
 
 
 def add_jobs(p: Parser) -> None:
     """--jobs."""
-    p.add_argument(
-        "--jobs", how=True, type=int, default=0, help="CPU processes, or GPU streams; 0: automatic"
-    )
+    words = "CPU processes, or GPU streams; 0: automatic"
+    p.add_argument("--jobs", how=True, type=integer(0, 256), default=0, help=words)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from core import recipe
 from core.errors import InputError
 from core.run import distributed, precision
 
@@ -41,7 +42,8 @@ class Plan:
 
         Raises:
             InputError: fewer than 2 images, a batch larger than the data set or one that the
-                processes and microbatches do not divide; sides in the wrong order.
+                processes and microbatches do not divide; a crop that the network's stride does
+                not; sides in the wrong order.
         """
         if n_images < 2:
             raise InputError(f"{args.data}: split {args.split!r} has {n_images} image; at least 2")
@@ -56,6 +58,10 @@ class Plan:
                 f"--batch-size {args.batch_size} is not divisible by {world} processes x "
                 f"--accumulate {args.accumulate}"
             )
+        grid = getattr(args, "grid", 1)  # of the puzzle module: each tile is a view of its own
+        if args.crop % (recipe.BACKBONE.output_stride * grid):
+            by = f"{recipe.BACKBONE.output_stride}{f' x --grid {grid}' * (grid > 1)}"
+            raise InputError(f"--crop {args.crop} is not divisible by {by}")
         if args.sides[0] > args.sides[1]:
             raise InputError(f"--sides {args.sides[0]} {args.sides[1]}: the smaller one first")
         if args.sync_bn and device.type != "cuda":
