@@ -51,8 +51,7 @@ class Labelling:
     """How an image gets its labels: two dense CRFs over one lattice."""
 
     out: Path
-    foreground_threshold: float
-    background_threshold: float
+    thresholds: tuple[float, float]  # background scores: a class beats the first, none the second
     iterations: int
     backend: str
     device: torch.device
@@ -60,17 +59,13 @@ class Labelling:
     def __call__(self, image_id: str, image: np.ndarray, scores: Scores) -> None:
         """Write `OUT/<id>.png` of an image, uint8 (H, W, 3)."""
         maps = upsample(torch.from_numpy(scores.cam).float(), scores.size)
-        thresholds = self.foreground_threshold, self.background_threshold
-        both = [label_map(maps, threshold).numpy() for threshold in thresholds]
+        both = [label_map(maps, threshold).numpy() for threshold in self.thresholds]
         if len(maps):
-            field = crf.DenseCRF(
-                image, **crf.LABEL_WIDTHS, backend=self.backend, device=self.device
-            )
+            how = {"backend": self.backend, "device": self.device}
+            field = crf.DenseCRF(image, **crf.LABEL_WIDTHS, **how)
             both = field.refine_label_maps(both, len(maps) + 1, self.iterations)
-        classes = scores.class_table()
-        images.write_label(
-            self.out / f"{image_id}.png", confident_labels(classes[both[0]], classes[both[1]])
-        )
+        labels = confident_labels(*(scores.class_table()[each] for each in both))
+        images.write_label(self.out / f"{image_id}.png", labels)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -91,14 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     with Run("make_affinity_labels", args, device, "labels", data.classes, inputs, resolved) as run:
         if run.finished:
             return
-        labelling = Labelling(
-            args.out,
-            args.foreground_threshold,
-            args.background_threshold,
-            args.crf_iterations,
-            backend,
-            where,
-        )
+        thresholds = args.foreground_threshold, args.background_threshold
+        labelling = Labelling(args.out, thresholds, args.crf_iterations, backend, where)
         inference.label_images(labelling, data, ids, args, where)
         run.finish(images=len(ids))
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,15 +120,18 @@ class Refinement:
             maps = crf.refine_probabilities(small, maps, self.iterations, **how)
         self.write(name, image, segmentation.argmax_at_size(torch.as_tensor(maps), image.shape[:2]))
 
-    def activate(self, network: nn.Module, how: argparse.Namespace, name: str, path: Path) -> None:
+    def activate(
+        self, network: nn.Module, name: str, path: Path, scales: Sequence[float],
+        class_threshold: float, threshold: float, device: torch.device,
+    ) -> None:  # fmt: skip
         """Write the files of a picture from the CAMs of the classes that a classifier sees."""
         image = images.as_array(images.read_image(path))
         small = images.fit(image, self.max_side)
-        seen, maps = cam.seen(network, small, how.scales, how.class_threshold, how.device)
+        seen, maps = cam.seen(network, small, scales, class_threshold, device)
         for index, score in zip(seen, maps.cpu().numpy(), strict=True):
             file = f"{name}_{network.classes[index - 1]}.jpg"
             write_jpeg(self.out / "heat_maps" / file, visual.heat_map(small, score))
-        labels = cam.label_map(maps, how.threshold)
+        labels = cam.label_map(maps, threshold)
         if self.iterations:
             how = {"backend": self.backend, "device": self.device}
             labels = crf.refine_labels(small, labels, len(seen) + 1, self.iterations, **how)
@@ -180,18 +183,13 @@ def predict(
     errors: list[str] = []
     autocast = precision.autocast(amp, device)
     if isinstance(network, Classifier):
-        how = argparse.Namespace(
-            scales=args.scales,
-            threshold=args.threshold,
-            class_threshold=args.class_threshold,
-            device=device,
-        )
+        how = args.scales, args.class_threshold, args.threshold, device
         todo = inference.remaining(list(pictures), args.out, ".png")
         with distributed.progress(len(todo), "predict") as bar:
             for name in todo:
                 try:
                     with autocast, torch.inference_mode():
-                        refinement.activate(network, how, name, pictures[name])
+                        refinement.activate(network, name, pictures[name], *how)
                 except InputError as error:
                     errors.append(str(error))
                 bar.update()

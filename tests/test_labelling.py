@@ -42,9 +42,8 @@ def columns(path: Path) -> list[int]:
 def test_foreground_needs_the_high_background_score_and_background_the_low_one(tmp_path):
     """Swapped, the unsure zone would be of the class instead of unlabelled (255)."""
     chosen = recipe.AFFINITY_LABELS
-    labelling = AffinityLabelling(
-        tmp_path, chosen.foreground_threshold, chosen.background_threshold, 10, "torch", CPU
-    )
+    thresholds = chosen.foreground_threshold, chosen.background_threshold
+    labelling = AffinityLabelling(tmp_path, thresholds, 10, "torch", CPU)
     labelling("a", *zones())
     assert columns(tmp_path / "a.png") == [5, 255, 0]
 
@@ -59,7 +58,7 @@ def test_pseudo_labels_are_of_the_class_where_it_beats_the_background(tmp_path):
 def test_an_image_without_any_class_is_background_in_every_stage(tmp_path):
     image = zones()[0]
     none = Scores(np.zeros(0, np.uint8), np.zeros((0, 12, 18), np.float16), SIZE)
-    AffinityLabelling(tmp_path, 0.4, 0.1, 10, "torch", CPU)("a", image, none)
+    AffinityLabelling(tmp_path, (0.4, 0.1), 10, "torch", CPU)("a", image, none)
     PseudoLabelling(tmp_path, "auto", 1, "torch", CPU)("b", image, none)
     assert columns(tmp_path / "a.png") == columns(tmp_path / "b.png") == [0, 0, 0]
     autocast = precision.autocast("off", CPU)

@@ -41,8 +41,7 @@ def _labelling(bench: Bench, ids: list[str], device: torch.device) -> tuple[Labe
     chosen = recipe.AFFINITY_LABELS
     labelling = Labelling(
         out,
-        chosen.foreground_threshold,
-        chosen.background_threshold,
+        (chosen.foreground_threshold, chosen.background_threshold),
         chosen.crf_iterations,
         "torch",
         device,
