@@ -156,7 +156,7 @@ def inputs_of(
             "maps without"
         )
     if args.scores is not None:
-        made = record.read(args.scores, "scores", data.classes)
+        made = record.read(args.scores, "scores", data.classes, ids)
         inputs["scores"], map_name = made["digest"], made.get("results", {}).get("map")
     elif args.labels is not None:
         inputs["labels"] = record.read_labels(args.labels, ids, data.classes)

@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
         "checkpoint": record.read_model(args.checkpoint, data.classes),
     }
     amp = precision.amp_type(args.amp, device)
-    with Run("make_cam", args, device, "scores", data.classes, inputs, {"amp": amp}) as run:
+    run = Run("make_cam", args, device, "scores", data.classes, inputs, {"amp": amp}, ids)
+    with run:
         if run.finished:
             return
         network = checkpoint.load_model(args.checkpoint, (Classifier,), data.classes)

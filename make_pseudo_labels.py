@@ -69,12 +69,13 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
-    scores = record.read(args.scores, "scores", data.classes)
+    scores = record.read(args.scores, "scores", data.classes, ids)
     inputs = {"data": data.digest(ids), "scores": scores["digest"]}
     backend = crf.resolve_backend(args.crf_backend, device)
     where = crf.device_of(backend, device)
     resolved = {"crf_backend": backend}
-    with Run("make_pseudo_labels", args, device, "labels", data.classes, inputs, resolved) as run:
+    run = Run("make_pseudo_labels", args, device, "labels", data.classes, inputs, resolved, ids)
+    with run:
         if run.finished:
             return
         iterations = args.crf_iterations if args.crf else 0

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
-    before = record.read(args.scores, "scores", data.classes)
+    before = record.read(args.scores, "scores", data.classes, ids)
     inputs = {
         "data": data.digest(ids),
         "scores": before["digest"],
@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     amp = precision.amp_type(args.amp, device)
 
-    with Run("make_random_walk", args, device, "scores", data.classes, inputs, {"amp": amp}) as run:
+    run = Run("make_random_walk", args, device, "scores", data.classes, inputs, {"amp": amp}, ids)
+    with run:
         if run.finished:
             return
         network = checkpoint.load_model(args.checkpoint, (AffinityNet,), None)

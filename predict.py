@@ -231,7 +231,8 @@ def main(argv: list[str] | None = None) -> None:
     amp = precision.amp_type(args.amp, device)
     backend = crf.resolve_backend(args.crf_backend, device)
     resolved = {"amp": amp, "crf_backend": backend}
-    with Run("predict", args, device, "labels", network.classes, inputs, resolved) as run:
+    run = Run("predict", args, device, "labels", network.classes, inputs, resolved, list(pictures))
+    with run:
         if run.finished:
             return
         overlays = bool(args.pictures)

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         if run.finished:
             return
         groups = optimizer.one_group(network, args.weight_decay)
-        trainer = Trainer(network, groups, plan, args.out, device)
+        trainer = Trainer(network, groups, plan, args.out, device, run.identity)
         view = RandomView(args.sides, args.crop)
         views = TrainingViews(data, ids, view, args.seed, label_folder=args.labels)
         for batch in trainer.batches(views):

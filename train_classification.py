@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
             return
         groups = optimizer.parameter_groups(network, args.weight_decay, start is not None)
         warn = functools.partial(flat_maps, alpha=args.alpha) if args.re else None
-        trainer = Trainer(network, groups, plan, args.out, device, warn)
+        trainer = Trainer(network, groups, plan, args.out, device, run.identity, warn)
         view = RandomView(args.sides, args.crop)
         for batch in trainer.batches(TrainingViews(data, ids, view, args.seed, labels)):
             alpha = losses.alpha(trainer.step, plan.max_step, args.alpha, args.alpha_ramp)

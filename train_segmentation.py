@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         if run.finished:
             return
         groups = optimizer.parameter_groups(network, args.weight_decay, start is not None)
-        trainer = Trainer(network, groups, plan, args.out, device)
+        trainer = Trainer(network, groups, plan, args.out, device, run.identity)
         view = RandomView(args.sides, args.crop)
         views = TrainingViews(data, ids, view, args.seed, label_folder=args.labels)
         for batch in trainer.batches(views):

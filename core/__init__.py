@@ -1,1 +1,20 @@
 """Puzzle-CAM: the library half that the stage scripts share."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+_SCRIPT = Path(getattr(sys.modules["__main__"], "__file__", None) or ".").resolve()
+
+
+def _leave(*_: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(128 + signal.SIGINT)
+
+
+# Imports take seconds, and what a Ctrl-C makes of torch's are tracebacks. Nothing has begun then:
+# a script leaves at once, until `run_main` takes over.
+if _SCRIPT.parent in (_ROOT, _ROOT / "tools"):
+    signal.signal(signal.SIGINT, _leave)

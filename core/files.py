@@ -93,25 +93,34 @@ def digest_text(parts: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def digest_file(path: Path) -> str:
-    """SHA-256 (first 16 hex digits) of a file's bytes.
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits.
 
     Raises:
-        InputError: the file is missing.
+        InputError: it is missing or no regular file.
     """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: no such file") from None
-    return digest.hexdigest()[:16]
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def checksums(paths: Iterable[Path]) -> list[str]:
+    """`checksum` of each file."""
+    with ThreadPoolExecutor(8) as pool:  # hashing and reading both release the GIL
+        return list(pool.map(checksum, paths))
+
+
+def digest_file(path: Path) -> str:
+    """The first 16 digits of `checksum`."""
+    return checksum(path)[:16]
 
 
 def digest_files(paths: Iterable[Path]) -> str:
     """One digest of many files: their names and bytes, whatever the order given."""
     ordered = sorted(paths)
-    with ThreadPoolExecutor(8) as pool:  # hashing and reading both release the GIL
-        digests = pool.map(digest_file, ordered)
-        return digest_text(f"{p.name} {d}" for p, d in zip(ordered, digests, strict=True))
+    sums = zip(ordered, checksums(ordered), strict=True)
+    return digest_text(f"{path.name} {digest[:16]}" for path, digest in sums)

@@ -172,11 +172,11 @@ def test_scores_missing_or_made_for_something_else(data_root):
     with pytest.raises(InputError, match=r"train5\.npz: made from an image of 64x48, it is 80x48"):
         label(data_root)
     (cams / "train5.npz").unlink()
-    with pytest.raises(InputError, match="changed since its run finished"):
+    with pytest.raises(InputError, match=r"train5\.npz: deleted since its run finished"):
         label(data_root, "--overwrite")
-    made["digest"] = record.digest(cams, "scores")
+    made["digest"] = record.seal(cams, [path.name for path in cams.glob("*.npz")])
     (cams / "run.json").write_text(json.dumps(made))
-    with pytest.raises(InputError, match=r"train5\.npz: no scores for this id"):
+    with pytest.raises(InputError, match=r"cams: made of other images: 'train5' is not among them"):
         label(data_root, "--overwrite")
     (cams / "run.json").write_text(json.dumps(made | {"finished": False}))
     with pytest.raises(InputError, match="cams: not finished; start make_cam again"):

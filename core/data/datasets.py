@@ -26,6 +26,7 @@ from core import files
 from core.data import images, transforms
 from core.errors import InputError
 
+FOLDERS = ("JPEGImages", "ImageSets", "Annotations", "SegmentationClass")
 VOC_CLASSES = (  # noqa: SIM905 - reads better than twenty quoted words
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
     "person pottedplant sheep sofa train tvmonitor"

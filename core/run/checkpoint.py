@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.data.datasets import class_difference
+from core.data.datasets import check_name, class_difference
 from core.errors import InputError, out_of_memory
 from core.files import atomic_path
 
@@ -73,6 +74,12 @@ def check_form(state: dict[str, Any], source: str) -> None:
     right = all(isinstance(state.get(name), kind) for name, kind in parts.items())
     if not right or not all(isinstance(key, str) for key in state["weights"]):
         raise InputError(f"{source}: not a model.pt of this project")
+    if any(not isinstance(v, int | float | str) for v in state["arguments"].values()):
+        raise InputError(f"{source}: not a model.pt of this project: its arguments are no numbers")
+    if not 1 <= len(state["classes"]) <= 254:
+        raise InputError(f"{source}: holds {len(state['classes'])} classes; 1 to 254 are possible")
+    for name in state["classes"]:
+        check_name(name if isinstance(name, str) else "", Path(source), "class")
 
 
 def check_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -97,6 +104,18 @@ def check_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> N
             )
         if tensor.is_floating_point() != own[name].is_floating_point():
             raise InputError(f"{source}: {name!r} holds {tensor.dtype}, not {own[name].dtype}")
+    check_finite(state, source)
+
+
+def check_finite(state: dict[str, Tensor], source: str) -> None:
+    """Refuse NaN and inf in weights and BatchNorm's statistics.
+
+    Raises:
+        InputError: naming the first tensor that holds some.
+    """
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{source}: {name!r} holds NaN or inf; take an earlier checkpoint")
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -106,7 +125,12 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> No
 
 
 def save_model(path: Path, network: nn.Module, classes: list[str]) -> None:
-    """Write `model.pt`: weights, the arguments that rebuild the network, the class names."""
+    """Write `model.pt`: weights, the arguments that rebuild the network, the class names.
+
+    Raises:
+        InputError: a weight is not finite.
+    """
+    check_finite(network.state_dict(), str(path))
     save(
         path,
         {
@@ -139,6 +163,9 @@ def load_model(
     if classes is not None and list(state["classes"]) != list(classes):
         raise InputError(f"{path}: {class_difference(state['classes'], classes)}")
     try:
+        known = inspect.signature(network_class).parameters.keys() - {"weights"}
+        if not state["arguments"].keys() <= known:
+            raise ValueError(f"unknown arguments: {', '.join(state['arguments'])[:80]}")
         with torch.device("meta"):  # shapes alone: nothing says how much memory it would take
             skeleton = network_class(**state["arguments"])
     except (InputError, TypeError, ValueError, RuntimeError, OverflowError) as error:

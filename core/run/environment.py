@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -17,19 +18,25 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pydensecrf2")
 
 
-def environment(device: torch.device | str) -> dict[str, Any]:
-    """Versions, machine and git commit."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+@functools.cache
+def versions() -> dict[str, str | None]:
+    """Of Python, the packages and CUDA; None for what is not there."""
+    found = {"python": platform.python_version(), "cuda": torch.version.cuda}
     for package in PACKAGES:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None
+            found[package] = None
+    return found
+
+
+def environment(device: torch.device | str) -> dict[str, Any]:
+    """Versions, machine and git commit."""
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     return {
-        "versions": versions,
-        "git": _git_commit(),
+        "versions": versions(),
+        "git": git_commit(),
         "device": str(device),
         "device_name": name,
         "cpus": os.cpu_count(),
@@ -37,7 +44,8 @@ def environment(device: torch.device | str) -> dict[str, Any]:
     }
 
 
-def _git_commit() -> str | None:
+@functools.cache
+def git_commit() -> str | None:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

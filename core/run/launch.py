@@ -8,7 +8,7 @@ within seconds and the last line says which and why. On one machine it takes a f
 jobs run side by side; on several, start it on each with its own --node-rank and the same --master.
 
 Exit status: that of the process that failed, 128 + N for one that signal N killed; 130 for Ctrl-C,
-143 for SIGTERM.
+143 for SIGTERM, 129 for SIGHUP, 138 for SIGUSR1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import InputError
-from core.run.main import AGAIN, LAST_WORDS, run_main
+from core.run.main import AGAIN, LAST_WORDS, STOPS, run_main
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -196,7 +196,10 @@ def watch(workers: list[Worker], store: Store | None, nodes: int) -> tuple[int, 
 
 def stop() -> tuple[int, str]:
     """Exit status and reason after a signal."""
-    return 128 + stopped[0], f"stopped by {signal.Signals(stopped[0]).name}; {AGAIN}"
+    name = signal.Signals(stopped[0]).name
+    return 128 + stopped[
+        0
+    ], f"{f'stopped by {name}' if name != 'SIGINT' else 'interrupted'}; {AGAIN}"
 
 
 def end(workers: list[Worker], first: Worker | None = None) -> None:
@@ -256,14 +259,12 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{' '.join(args.command[:1]) or 'no script'}: give a stage's script")
     if args.processes < 1 or not 0 <= args.node_rank < args.nodes:
         raise InputError("--processes and --nodes are at least 1, --node-rank is less than --nodes")
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    for signum in (signal.SIGINT, *STOPS):
         signal.signal(signum, lambda number, _: stopped.append(number))
     os.environ.update(defaults(args) | os.environ)
     status, reason = launch(args)
-    if status == 128 + signal.SIGINT:
-        print(f"\ninterrupted; {AGAIN}", file=sys.stderr)
-    elif status not in (0, 128 + signal.SIGTERM):
-        print(f"\nerror: {reason}", file=sys.stderr)  # whatever a progress bar left unfinished
+    if status:  # after whatever a progress bar left unfinished
+        print(f"\n{'' if stopped else 'error: '}{reason}", file=sys.stderr)
     sys.exit(status)
 
 

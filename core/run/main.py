@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import errno
 import multiprocessing
 import os
 import re
@@ -18,11 +19,14 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import FrameType
+from typing import Any, NoReturn
 
 from core.errors import InputError, out_of_memory
 
 LAST_WORDS = "LAST_WORDS"  # the file in which core/run/launch.py looks for a rank's reason to end
 AGAIN = "the same command goes on from here"
+STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # schedulers, and a closed terminal
+PATIENCE = 5  # so many Ctrl-C end a script that does not end
 
 # What lessens the memory a stage takes, in the order to try it.
 SAVERS = {
@@ -39,6 +43,23 @@ LOADER_SAVERS = ("--workers", "--crop", "--batch-images", "--scales", "--max-sid
 ON_GPU = re.compile(r"\b(?:CUDA|HIP|NCCL|CUBLAS|CUDNN|CUSPARSE|CUSOLVER)")
 WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ([KMGT]?i?B\w*)", re.IGNORECASE)
 LOST = re.compile("gloo|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
+LOST_LOADER = re.compile(r"DataLoader worker \(pid|</torch_")
+REMEDIES = {
+    errno.ENOSPC: "make room; ",
+    errno.EDQUOT: "make room; ",
+    errno.EACCES: "make it readable and writable; ",
+    errno.EPERM: "make it readable and writable; ",
+    errno.EROFS: "make it writable; ",
+    errno.EAGAIN: "no more processes may be started here (ulimit -u); lower --workers and --jobs; ",
+}
+
+resumes = False  # whether the script goes on where it was; the run that it opens says so
+_interrupts = 0
+
+
+def again() -> str:
+    """What starting the same command again does."""
+    return AGAIN if resumes else "start it again"
 
 
 def run_main(
@@ -46,33 +67,106 @@ def run_main(
 ) -> None:
     """Run a script's `main()`; bad input, too little memory, a full disk or Ctrl-C is one line.
 
-    Exit status: 1 for bad input, memory or a failing file system, 130 for Ctrl-C, 143 for SIGTERM.
-    A process group is left on the way out, also where a stage returned early.
+    Exit status: 1 for bad input, memory or a failing file system, 130 for Ctrl-C, 128 + N for the
+    signals `STOPS`. A process group is left on the way out, also where a stage returned early.
 
     Args:
         parser: the script's `get_args_parser`: the memory that its options can save is advised.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    global _interrupts
+    _interrupts = 0
+    signal.signal(signal.SIGINT, _interrupt)
+    for signum in STOPS:
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(signum, _stop)
+    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     try:
         _run(main, parser)
+        sys.stdout.flush()
+        lost = sys.stdout.lost
+        if lost is not None and lost.errno != errno.EPIPE:  # `| head` has what it wants
+            _end(f"error: standard output: {lost.strerror or lost}", 1)
     except BaseException as error:
         code = getattr(error, "code", 1)  # SystemExit's
         atexit.register(_leave_at_once, code if isinstance(code, int) else 1)
         raise
+    finally:
+        sys.stdout, sys.stderr = sys.stdout.stream, sys.stderr.stream
     if "torch.distributed" in sys.modules:
         from core.run import distributed
 
         distributed.finish()
 
 
+class _Output:
+    """A standard stream that cannot stop the work: what it fails to take is lost.
+
+    Attributes:
+        lost: its first error.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+        self.lost: OSError | None = None
+        if hasattr(self.stream, "reconfigure"):  # of a class name that ASCII does not know
+            self.stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError as error:
+            self.lost = self.lost or error
+            with contextlib.suppress(OSError):  # what is buffered goes nowhere, at exit too
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+class _Stopped(SystemExit):
+    """A signal of `STOPS`: unwinds, so that worker processes and temporary files go."""
+
+    def __init__(self, signum: int):
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
+def _stop(signum: int, _: FrameType | None) -> None:
+    raise _Stopped(signum)
+
+
+def _interrupt(*_: object) -> None:
+    """Ctrl-C: the first one unwinds, which the next must not break off halfway."""
+    global _interrupts
+    _interrupts += 1
+    if _interrupts == 1:
+        raise KeyboardInterrupt
+    if _interrupts >= PATIENCE:
+        os._exit(128 + signal.SIGINT)
+
+
 def _run(main: Callable[[], None], parser: Callable[[], argparse.ArgumentParser] | None) -> None:
     try:
-        main()
+        try:
+            main()
+        except Exception as error:
+            if _lost_the_others(error):
+                time.sleep(10)  # whoever is the cause speaks first; the launcher ends this process
+            elif isinstance(error, BrokenProcessPool) or LOST_LOADER.search(str(error)):
+                time.sleep(1)  # a signal to all processes of the job comes to this one as well
+            raise
     except KeyboardInterrupt:
-        _end(f"interrupted; {AGAIN}", 130)
+        _end(f"interrupted; {again()}", 128 + signal.SIGINT)
+    except _Stopped as stopped:
+        _end(f"stopped by {signal.Signals(stopped.signum).name}; {again()}", 128 + stopped.signum)
     except Exception as error:
-        if _lost_the_others(error):
-            time.sleep(10)  # whoever is the cause speaks first, and the launcher ends this process
         usage = parser().format_usage() if parser else ""
         words = explain(error, set(re.findall(r"--[\w-]+", usage)))
         if words is None:
@@ -94,11 +188,19 @@ def explain(error: BaseException, options: set[str]) -> str | None:
         return str(error)
     if _lost_the_others(error):
         reason = re.sub(r"^\[\S+\] ", "", _first_line(error))  # gloo's own source file
-        return f"lost the connection to the other processes ({reason.split('. ')[0]}); {AGAIN}"
+        return f"lost the connection to the other processes ({reason.split('. ')[0]}); {again()}"
+    if "AF_UNIX path too long" in text:
+        return "TMPDIR is too long for the sockets of processes; set a shorter one, and start again"
+    shared = isinstance(error, OSError) or LOST_LOADER.search(text) or "shared memory" in text
+    if shared and not os.access("/dev/shm", os.W_OK):
+        return (
+            "/dev/shm cannot be written, through which processes share memory; mount it, or give "
+            "--workers 0 and --jobs 1"
+        )
     if isinstance(error, BrokenProcessPool):
         what = "a worker process was killed (out of memory?)"
         savers = ["--jobs", "--max-side"]
-    elif re.search(r"DataLoader worker \(pid|</torch_", text):
+    elif LOST_LOADER.search(text):
         what = "a loader process was killed (out of memory or /dev/shm?)"
         savers = list(LOADER_SAVERS)
     elif out_of_memory(error):
@@ -111,12 +213,13 @@ def explain(error: BaseException, options: set[str]) -> str | None:
         savers = [name for name in SAVERS if not (gpu and name == "--workers")]
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}; {AGAIN}"
+        remedy = REMEDIES.get(error.errno or 0, "")
+        return f"{where}{error.strerror or error}; {remedy}{again()}"
     else:
         return None
     *first, last = [SAVERS[name] for name in savers if name in options] or [""]
     remedy = f"give {', '.join(first)}{' or ' * bool(first)}{last} and start again"
-    return f"{what}; {remedy if last else AGAIN}"
+    return f"{what}; {remedy if last else again()}"
 
 
 def _lost_the_others(error: BaseException) -> bool:
@@ -133,10 +236,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [""])[0][:300]
 
 
-def _terminate(signum: int, _: FrameType | None) -> None:
-    sys.exit(128 + signum)  # unwinds, so that worker processes and temporary files go
-
-
 def _write(words: str) -> None:
     """Leave the last words for the launcher, if there is one."""
     if LAST_WORDS in os.environ:
@@ -147,7 +246,7 @@ def _write(words: str) -> None:
             path.with_suffix(".tmp").rename(path)
 
 
-def _end(words: str, status: int) -> None:
+def _end(words: str, status: int) -> NoReturn:
     _write(words)
     if LAST_WORDS not in os.environ:
         print(words, file=sys.stderr)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
@@ -17,18 +16,17 @@ from typing import IO, Any
 import torch
 
 from core import files
-from core.data.datasets import class_difference
+from core.data.datasets import FOLDERS, class_difference
 from core.errors import InputError
 from core.run import distributed, lock, options
-from core.run.environment import environment
+from core.run import main as ending
+from core.run.environment import environment, git_commit, versions
 
-# What a directory holds, and its files.
-HOLDS = {"model": "model.pt", "scores": "*.npz", "labels": "*.png"}
-# What `--overwrite` removes, and nothing else: what stages write, and what a killed one leaves.
-TEMPORARY = (".*.tmp",)
-ARTEFACTS = (
-    *HOLDS.values(), "last.pt", "log.jsonl", "overlays/*", "heat_maps/*.jpg", "run.json", *TEMPORARY
-)  # fmt: skip
+# What a directory holds, and the ending of its files.
+HOLDS = {"model": "model.pt", "scores": ".npz", "labels": ".png"}
+# The list of those files: what `sha256sum` writes, with a dash for each until the run has finished.
+SUMS = "SHA256SUMS"
+NOTED = ("torch", "cuda", "this project")  # versions whose change is worth a line
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -37,25 +35,41 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in names)
 
 
-def digest(folder: Path, holds: str) -> str:
-    """Digest of the files that are what a directory holds."""
-    if holds == "model":
-        return files.digest_file(folder / HOLDS[holds])
-    return files.digest_files(folder.glob(HOLDS[holds]))
+def _read_sums(folder: Path) -> dict[str, str]:
+    """File name -> SHA-256 of the files that a run makes."""
+    text = files.read_text(folder / SUMS, "make the directory again: its run is of an old version")
+    return {name: digest for digest, _, name in (s.partition("  ") for s in text.splitlines())}
 
 
-def read(folder: Path, holds: str, classes: Sequence[str] | None) -> dict[str, Any]:
+def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+    files.write_text(folder / SUMS, "".join(f"{d}  {name}\n" for name, d in sums.items()))
+
+
+def _checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    names = list(names)
+    return dict(zip(names, files.checksums(folder / name for name in names), strict=True))
+
+
+def seal(folder: Path, names: Iterable[str]) -> str:
+    """Write the check sums of what a directory holds; returns its digest, for the run.json."""
+    sums = _checksums(folder, names)
+    _write_sums(folder, sums)
+    return files.digest_text(sums.values())
+
+
+def read(
+    folder: Path, holds: str, classes: Sequence[str] | None, ids: Sequence[str] = ()
+) -> dict[str, Any]:
     """The run.json of a finished directory that a stage reads, whichever stage made it.
-
-    Its `digest` is that of the files there.
 
     Args:
         holds: what the reader needs: "model", "scores" or "labels".
         classes: the class names of the data set; None takes any.
+        ids: the images whose files the reader needs.
 
     Raises:
-        InputError: it holds something else, is not finished, has other classes, or its files have
-            changed since.
+        InputError: it holds something else or not all of the images, is not finished, has other
+            classes, or its files have changed since.
     """
     record = files.read_json(folder / "run.json", f"give a directory of {holds}")
     if record.get("holds") != holds:
@@ -66,12 +80,23 @@ def read(folder: Path, holds: str, classes: Sequence[str] | None) -> dict[str, A
     theirs = record.get("classes")
     if classes is not None and theirs != list(classes):
         raise InputError(f"{folder}: {class_difference(theirs, classes)}")
-    found = digest(folder, holds)
-    if record.get("digest") != found:
-        raise InputError(
-            f"{folder}: changed since its run finished ({record.get('digest')} -> {found}); "
-            f"restore it or start {record.get('stage')} again with --overwrite"
-        )
+    sums = _read_sums(folder)
+    for image_id in ids:
+        if f"{image_id}{HOLDS[holds]}" not in sums:
+            raise InputError(
+                f"{folder}: made of other images: {image_id!r} is not among them; make it of this "
+                "--split"
+            )
+    remedy = f"restore it or start {record.get('stage')} again with --overwrite"
+    if record.get("digest") != files.digest_text(sums.values()):
+        raise InputError(f"{folder / SUMS}: changed since its run finished; {remedy}")
+    missing = next((name for name in sums if not (folder / name).is_file()), None)
+    if missing is not None:
+        raise InputError(f"{folder / missing}: deleted since its run finished; {remedy}")
+    for name, digest in _checksums(folder, sums).items():
+        if digest != sums[name]:
+            raise InputError(f"{folder / name}: changed since its run finished; {remedy}")
+    _note_versions(folder, "made", record)
     return record
 
 
@@ -82,7 +107,7 @@ def read_labels(folder: Path, ids: Sequence[str], classes: Sequence[str]) -> str
         InputError: see `read`; or the label map of an id is missing.
     """
     if (folder / "run.json").exists():
-        return read(folder, "labels", classes)["digest"]
+        return read(folder, "labels", classes, ids)["digest"]
     return files.digest_files(folder / f"{i}.png" for i in ids)
 
 
@@ -91,6 +116,32 @@ def read_model(path: Path, classes: Sequence[str] | None = None) -> str:
     if path.name == HOLDS["model"] and path.with_name("run.json").exists():
         return read(path.parent, "model", classes)["digest"]
     return files.digest_file(path)
+
+
+def _note_versions(folder: Path, what: str, record: dict[str, Any]) -> None:
+    """Say what has changed on the machine since a directory was made, in one line."""
+    before = _mapping(record, "versions") | {"this project": record.get("git")}
+    now = versions() | {"this project": git_commit()}
+    changed = {k: (before.get(k), now[k]) for k in NOTED if before.get(k) != now[k]}
+    if changed and distributed.is_main():
+        words = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
+        print(f"note: {folder}: {what} with another version ({words})", file=sys.stderr)
+
+
+def _refuse_overlap(args: argparse.Namespace) -> None:
+    """Keep a run from writing where it, or another run, reads.
+
+    Raises:
+        InputError: --out is an input or lies in one.
+    """
+    out = args.out.resolve()
+    for option, value in vars(args).items():
+        for path in value if isinstance(value, list) else [value]:
+            if option == "out" or not isinstance(path, Path) or not path.is_dir():
+                continue
+            inside = [path] if option != "data" else [path / name for name in FOLDERS]
+            if out == path.resolve() or any(p.resolve() in (out, *out.parents) for p in inside):
+                raise InputError(f"--out {args.out} is in {path}, which is read; choose another")
 
 
 class Run:
@@ -102,6 +153,7 @@ class Run:
     Args:
         args: from `options.Parser`. holds: "model", "scores" or "labels".
         classes: the class names. inputs: digest of each input, compared like a setting.
+        names: of scores or label maps: the images that they are made of.
         resolved: what options became: what "auto" stands for is compared until the run has
             finished, everything else is on record only.
     """
@@ -115,8 +167,11 @@ class Run:
         classes: Sequence[str],
         inputs: dict[str, str],
         resolved: dict[str, Any] | None = None,
+        names: Sequence[str] = ("",),
     ):
+        _refuse_overlap(args)
         self.stage, self.out, self.device, self.holds = stage, args.out, device, holds
+        self.makes = [f"{name}{HOLDS[holds]}" for name in names]
         self.began = time.monotonic()
         self.defaults = args.defaults
         given = {k: v for k, v in vars(args).items() if k not in ("settings", "defaults")}
@@ -135,6 +190,7 @@ class Run:
             "finished": False,
             **environment(device),
         }
+        ending.resumes = True
         self._lock: IO[str] | None = None
         state = 0
         if distributed.is_main():
@@ -161,35 +217,58 @@ class Run:
         if self._lock is not None:
             self._lock.close()
 
+    @property
+    def identity(self) -> str:
+        """Digest of all that decides what the run computes, for what it writes on the way."""
+        resolved, settings = self.record["resolved"], self.record["settings"]
+        decided = {k: v for k, v in settings.items() if v != self.defaults[k]} | resolved
+        rows = [*self.record["classes"], *(f"{k} {v}" for k, v in sorted(decided.items()))]
+        return files.digest_text([*rows, *self.record["inputs"].values()])
+
     def _open(self, overwrite: bool, redo: bool) -> int:
         """Compare with what is there; 1 if the run is complete already."""
-        if overwrite:
-            self._clear()
         if self.path.exists():
-            old = files.read_json(self.path, "start again with --overwrite")
-            if any(any(self.out.glob(pattern)) for pattern in (*HOLDS.values(), "last.pt")):
-                other = self._compare(old)
-                if other and not redo:
-                    raise InputError(other)
-                if other:
-                    self._clear()
-                elif old.get("finished") is True:
-                    read(self.out, self.holds, self.record["classes"])
-                    self.record = old
-                    return 1
-                else:
-                    seconds = old.get("seconds")
-                    self.record["seconds"] = seconds if isinstance(seconds, float) else 0.0
+            old = files.read_json(self.path, "choose another --out or remove this directory")
+            if old.get("stage") != self.stage:
+                raise InputError(f"{self.out}: made by {old.get('stage')}; choose another --out")
+            begun = [name for name in self._written(old) if (self.out / name).exists()]
+            other = self._compare(old) if begun and not overwrite else ""
+            if other and not redo:
+                raise InputError(other)
+            if other or overwrite:
+                files.write_json(self.path, old | {"finished": False})
+                for name in begun:
+                    (self.out / name).unlink()
+            elif old.get("finished") is True:
+                read(self.out, self.holds, self.record["classes"])
+                self.record = old
+                return 1
+            elif begun:
+                seconds = old.get("seconds")
+                self.record["seconds"] = seconds if isinstance(seconds, float) else 0.0
+                _note_versions(self.out, "begun", old)
         elif any(p.is_file() and not p.name.startswith(".") for p in self.out.rglob("*")):
             raise InputError(f"{self.out}: holds files but no run.json; choose an empty directory")
-        self._remove(TEMPORARY)
+        for path in self.out.glob(".*.tmp"):  # what a killed run left half-written
+            path.unlink()
         self._write()
+        _write_sums(self.out, dict.fromkeys(self.makes, "-"))
         return 0
+
+    def _written(self, old: dict[str, Any]) -> Iterator[str]:
+        """Names of all files that the run of a record may have written: its results."""
+        makes = _read_sums(self.out) if (self.out / SUMS).exists() else {}
+        yield from makes
+        if self.holds == "model":
+            yield from ("last.pt", "log.jsonl")
+        if self.stage == "predict":
+            yield "overlays/legend.png"
+            for name in (Path(each).stem for each in makes):
+                yield f"overlays/{name}.jpg"
+                yield from (f"heat_maps/{name}_{each}.jpg" for each in old.get("classes") or ())
 
     def _compare(self, old: dict[str, Any]) -> str:
         """What forbids going on from an earlier run.json, in one line; empty if nothing does."""
-        if old.get("stage") != self.stage:
-            raise InputError(f"{self.out}: made by {old.get('stage')}; choose another --out")
         if old.get("classes") != self.record["classes"]:
             what = class_difference(old.get("classes"), self.record["classes"])
             return f"{self.out}: {what}; choose another --out, or start again with --overwrite"
@@ -198,9 +277,10 @@ class Run:
         # "auto" is what it stands for, and must not come to stand for something else halfway.
         before = before | _resolved(before, old, same)
         now = now | _resolved(now, self.record, same)
+        read, reads = _mapping(old, "inputs"), self.record["inputs"]
         changes = {
             "settings": difference(before, now),
-            "inputs": difference(_mapping(old, "inputs"), self.record["inputs"]),
+            "inputs": difference(comparable(read, reads), comparable(reads, read)),
         }
         for what, changed in changes.items():
             if changed:
@@ -209,22 +289,6 @@ class Run:
                     "start again with --overwrite"
                 )
         return ""
-
-    def _clear(self) -> None:
-        """Remove what this stage left, never another stage's results."""
-        if not self.path.exists():
-            return  # not a directory of ours: _open refuses it if it holds anything
-        made_by: Any = self.stage
-        with contextlib.suppress(InputError):  # a damaged run.json is what --overwrite mends
-            made_by = files.read_json(self.path, "").get("stage")
-        if made_by != self.stage:
-            raise InputError(f"{self.out}: made by {made_by}; choose another --out")
-        self._remove(ARTEFACTS)
-
-    def _remove(self, patterns: Sequence[str]) -> None:
-        for pattern in patterns:
-            for path in self.out.glob(pattern):
-                path.unlink()
 
     def _write(self) -> None:
         files.write_json(self.path, self.record)
@@ -238,12 +302,8 @@ class Run:
             results["peak_cpu_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
             if self.device.type == "cuda":
                 results["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.device)
-            self.record.update(
-                digest=digest(self.out, self.holds),
-                results=results,
-                seconds=round(seconds, 1),
-                finished=True,
-            )
+            self.record["digest"] = seal(self.out, self.makes)
+            self.record |= {"results": results, "seconds": round(seconds, 1), "finished": True}
             self._write()
         distributed.barrier()
 
@@ -252,6 +312,15 @@ def _resolved(settings: dict[str, Any], record: dict[str, Any], but: set[str]) -
     """What the settings that say "auto" became, but for some of them."""
     resolved = _mapping(record, "resolved")
     return {k: resolved.get(k, v) for k, v in settings.items() if v == "auto" and k not in but}
+
+
+def comparable(inputs: dict[str, str], other: dict[str, str]) -> dict[str, str]:
+    """Inputs without sizes and times of images where both have digests of their contents.
+
+    And without those digests where only one has them.
+    """
+    left_out = "images" if "contents" in inputs and "contents" in other else "contents"
+    return {k: v for k, v in inputs.items() if k != left_out}
 
 
 def _mapping(record: dict[str, Any], name: str) -> dict[str, Any]:

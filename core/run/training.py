@@ -37,6 +37,7 @@ class Trainer:
 
     Args:
         groups: see `core.run.optimizer`. out: where `last.pt`, `log.jsonl` and `model.pt` go.
+        identity: of the run, which alone goes on from its `last.pt`.
         warn: looks at the means of each log row; what it returns goes into the row as `warning`,
             and to stderr once.
 
@@ -52,9 +53,10 @@ class Trainer:
         plan: Plan,
         out: Path,
         device: torch.device,
+        identity: str = "",
         warn: Callable[[dict[str, float]], str | None] | None = None,
     ):
-        self.plan, self.out, self.device = plan, out, device
+        self.plan, self.out, self.device, self.identity = plan, out, device, identity
         self.warn, self.warned = warn, False
         if plan.sync_bn:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -91,13 +93,19 @@ class Trainer:
 
     def _resume(self, path: Path) -> int:
         state = checkpoint.load(path)
+        if state.get("run") != self.identity:
+            raise InputError(f"{path}: the last.pt of another run; remove it to start again")
         try:
             checkpoint.load_weights(self.plain, state["network"], str(path))
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
-            self.step, self.names = state["step"], state["names"]
+            self.step, self.names, log_bytes = state["step"], state["names"], state["log_bytes"]
             self.pending = list(state["pending"].to(self.device))
-            return state["log_bytes"]
+            if type(self.step) is not int or not 0 <= self.step <= self.plan.max_step:
+                raise ValueError
+            if type(log_bytes) is not int or log_bytes < 0:
+                raise ValueError
+            return log_bytes
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
             raise InputError(
                 f"{path}: not the last.pt of this training; remove it to start again"
@@ -239,15 +247,18 @@ class Trainer:
         """Write `last.pt`, everything a later start needs."""
         if self.pending:
             self._check_finite()
-        sums = torch.stack([p.detach().sum() for p in self.plain.parameters()])
+        floats = (t for t in self.plain.state_dict().values() if t.is_floating_point())
+        sums = torch.stack([t.sum(dtype=torch.float64) for t in floats])  # one wait for all
         if not sums.isfinite().all():
-            self._stop(f"the weights are not finite after step {self.step - 1}")
+            what = "weights or BatchNorm's statistics"
+            self._stop(f"{what} are not finite after step {self.step - 1}")
         if self.log is None:  # another process than the main one
             return
         pending = torch.stack(self.pending) if self.pending else torch.zeros(0)
         checkpoint.save(
             self.out / "last.pt",
             {
+                "run": self.identity,
                 "step": self.step,
                 "network": self.plain.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
