@@ -150,7 +150,7 @@ def inputs_of(
     inputs, map_name = {"data": data.digest(ids)}, None
     if any(path.exists() for path in masks):
         inputs["masks"] = files.digest_files(masks)
-    elif args.save_predictions is None:
+    elif args.save_predictions is None or args.json is not None:
         raise InputError(
             f"{masks[0].parent}: no ground truth for split {args.split!r}; predict.py makes label "
             "maps without"
@@ -183,6 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     if more and args.checkpoint is None:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     device = distributed.start(args.device)
+    if args.json is not None and distributed.is_main():
+        files.check_own(args.json, "iou")
     data = DataRoot(args.data)
     ids = data.ids(args.split)
     inputs, map_name = inputs_of(args, data, ids)
@@ -209,11 +211,10 @@ def main(argv: list[str] | None = None) -> None:
             return
         figures = evaluate(args, data, ids, folder, device) | {"map": map_name}
     if distributed.is_main():
-        print_table(figures)
         if args.json is not None:
             made["argv"] = sys.argv
-            args.json.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(args.json, figures | {"run": made | environment(device)})
+        print_table(figures)
 
 
 if __name__ == "__main__":

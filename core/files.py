@@ -85,6 +85,20 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return value
 
 
+def check_own(path: Path, key: str) -> None:
+    """Make sure, before the work, that a result can be written: a JSON object that holds `key`.
+
+    Raises:
+        InputError: another file is there, or the folder cannot be written.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: its folder cannot be written; choose another")
+    if path.exists() and key not in read_json(path, "choose another name for the result"):
+        raise InputError(f"{path}: not a result of this script; choose another name")
+
+
 def digest_text(parts: Iterable[str]) -> str:
     """SHA-256 (first 16 hex digits) of text parts in order."""
     digest = hashlib.sha256()

@@ -29,6 +29,7 @@ from faults.stages import (
 
 from core.errors import InputError
 from core.method import losses
+from core.run.main import AGAIN
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_sigterm_then_sigkill_then_complete(inputs, tmp_path):
     first = stage.start(inputs, tmp_path)
     wait_for(tmp_path / "classification/last.pt", first)
     status, lines = end(first, signal.SIGTERM)
-    assert (status, lines) == (143, [])
+    assert (status, lines) == (143, [f"stopped by SIGTERM; {AGAIN}"])
     assert not list(tmp_path.rglob(".*.tmp"))
     second = stage.start(inputs, tmp_path)
     time.sleep(0.3)

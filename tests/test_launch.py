@@ -125,7 +125,11 @@ def wait(paths: list[Path], limit: float = 60) -> None:
 
 @pytest.mark.parametrize(
     ("name", "status", "words"),
-    [("SIGINT", 130, [f"interrupted; {AGAIN}"]), ("SIGTERM", 143, []), ("SIGKILL", -9, [])],
+    [
+        ("SIGINT", 130, [f"interrupted; {AGAIN}"]),
+        ("SIGTERM", 143, [f"stopped by SIGTERM; {AGAIN}"]),
+        ("SIGKILL", -9, []),
+    ],
 )
 def test_signals(name, status, words, tmp_path):
     """The launcher's end is that of all: they unwind, and say nothing themselves."""

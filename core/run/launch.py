@@ -197,9 +197,8 @@ def watch(workers: list[Worker], store: Store | None, nodes: int) -> tuple[int, 
 def stop() -> tuple[int, str]:
     """Exit status and reason after a signal."""
     name = signal.Signals(stopped[0]).name
-    return 128 + stopped[
-        0
-    ], f"{f'stopped by {name}' if name != 'SIGINT' else 'interrupted'}; {AGAIN}"
+    what = "interrupted" if name == "SIGINT" else f"stopped by {name}"
+    return 128 + stopped[0], f"{what}; {AGAIN}"
 
 
 def end(workers: list[Worker], first: Worker | None = None) -> None:

@@ -73,8 +73,8 @@ def run_main(
     Args:
         parser: the script's `get_args_parser`: the memory that its options can save is advised.
     """
-    global _interrupts
-    _interrupts = 0
+    global resumes, _interrupts
+    resumes, _interrupts = False, 0
     signal.signal(signal.SIGINT, _interrupt)
     for signum in STOPS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
