@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import InputError
-from core.run.main import AGAIN, LAST_WORDS, STOPS, run_main
+from core.run.main import AGAIN, LAST_WORDS, STOPS, OneLineParser, run_main
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -84,9 +84,7 @@ class Worker:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--processes", type=int, default=1, help="on each machine, one per GPU (1)")
     p.add_argument("--nodes", type=int, default=1, help="machines (1)")
     p.add_argument("--node-rank", type=int, default=0, help="number of this machine, from 0 (0)")

@@ -98,6 +98,13 @@ def run_main(
         distributed.finish()
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A command line whose errors are one line, said once where several processes read it."""
+
+    def error(self, message: str) -> NoReturn:
+        _end(f"{self.prog}: error: {message}; --help lists the options", 2)
+
+
 class _Output:
     """A standard stream that cannot stop the work: what it fails to take is lost.
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from core import recipe
 from core.method import backbones, crf
+from core.run.main import OneLineParser
 from core.run.parallel import default_workers
 
 N = TypeVar("N", int, float)
@@ -18,7 +19,7 @@ N = TypeVar("N", int, float)
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter): ...
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(OneLineParser):
     """A stage's command line, which knows which options decide what the stage computes.
 
     `add_argument(..., how=True)` marks an option that changes where or how fast a run goes, not
@@ -35,8 +36,10 @@ class Parser(argparse.ArgumentParser):
         self.how: set[str] = {"help"}
 
     def add_argument(self, *names: str, how: bool = False, **kwargs: Any) -> argparse.Action:
+        if kwargs.get("type") is Path:
+            how, kwargs["type"] = True, path
         action = super().add_argument(*names, **kwargs)
-        if how or action.type is Path:
+        if how:
             self.how.add(action.dest)
         return action
 
@@ -59,6 +62,13 @@ class Parser(argparse.ArgumentParser):
 def as_json(value: Any) -> Any:
     """`value` as JSON gives it back; what JSON does not know as text."""
     return json.loads(json.dumps(value, default=str))
+
+
+def path(text: str) -> Path:
+    """An argparse type: a path; an empty one, as of a variable that is not set, is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(text)
 
 
 def _bounded(kind: type[N], low: N, high: N, words: str) -> Callable[[str], N]:
