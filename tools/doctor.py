@@ -27,10 +27,10 @@ from core import files
 from core.errors import InputError
 from core.run import lock
 from core.run.main import SAVERS, run_main
-from tools import budget
-from tools.budget import GIB
+from tools import steps
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
+CORES = len(os.sched_getaffinity(0))
 PACKAGES = dict.fromkeys(("numpy", "PIL", "tqdm"), "pip install -r requirements.txt") | {
     "torch": "pip install -U torch torchvision; 2.4 or later is needed",
     "torchvision": "pip install -U torch torchvision, both from the same index",
@@ -47,44 +47,49 @@ Findings = Iterator[tuple[str, str, str, str]]  # level, what, what was found, w
 
 
 def gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB"
 
 
 def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def major_minor(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-
-
 def check_versions(_: argparse.Namespace) -> Findings:
+    def number(version: str) -> tuple[int, ...]:
+        return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
+
     python = platform.python_version()
-    level = "FAIL" if major_minor(python) < (3, 10) else "ok"
-    level = "warn" if major_minor(python) > (3, 14) else level
+    level = "FAIL" if number(python) < (3, 10) else "warn" if number(python) > (3, 14) else "ok"
     yield level, "python", python, "make an environment with Python 3.10 to 3.14"
     for name, remedy in PACKAGES.items():
+        level = "ok"
         try:
             module = importlib.import_module(name)
-            version, problem = module.__version__, ""
-            if name == "torch" and major_minor(version) < (2, 4):
-                problem = " is too old"
+            found = module.__version__
+            if name == "torch" and number(found) < (2, 4):
+                level, found = "FAIL", f"{found} is too old"
             if name == "torchvision":  # its compiled half fits one version of torch
                 image = importlib.import_module("torch").zeros(3, 8, 8).byte()
                 module.io.decode_jpeg(module.io.encode_jpeg(image))
         except Exception as error:  # a broken binary raises anything
-            version, problem = "does not work: ", first_line(error)
-        yield "FAIL" if problem else "ok", name, version + problem, remedy
+            level, found = "FAIL", f"does not work: {first_line(error)}"
+        yield level, name, found, remedy
+
+
+def check_crf(_: argparse.Namespace) -> Findings:
+    try:
+        importlib.import_module("pydensecrf.densecrf")
+        yield "ok", "CRF", "pydensecrf for CPUs, torch for GPUs", ""
+    except Exception as error:
+        remedy = "fine on a GPU; for CPUs install a C++ compiler, then pip install pydensecrf2"
+        yield "warn", "CRF", f"torch alone, pydensecrf does not import: {first_line(error)}", remedy
 
 
 def check_memory(args: argparse.Namespace) -> Findings:
     import torch
 
     from core.run import precision
+    from tools import budget
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
@@ -97,10 +102,10 @@ def check_memory(args: argparse.Namespace) -> Findings:
         remedy = "enough for the demo, VOC takes weeks; with a GPU: does nvidia-smi see it?"
         yield "warn", "GPU", "PyTorch sees none and would train on the CPU", remedy
         rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free, total = (int(rows[k].split()[0]) << 10 for k in ("MemAvailable", "MemTotal"))
-        free, total = free // args.gpus, total // args.gpus
+        sizes = (int(rows[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
+        free, total = (size // args.gpus for size in sizes)
     half = precision.amp_type(args.amp, device) != "off"
-    jobs = args.jobs or (4 if device.type == "cuda" else max(1, cores() // args.gpus))
+    jobs = args.jobs or (4 if device.type == "cuda" else max(1, CORES // args.gpus))
     for stage in args.stage:
         need = budget.memory_bytes(stage, args, half, jobs)
         if need is None:
@@ -116,15 +121,6 @@ def check_memory(args: argparse.Namespace) -> Findings:
             fits = (n for n in counts if budget.training_bytes(stage, args, half, n) < free)
             savers["--accumulate"] = f"--accumulate {next(fits, share)}"
         yield level, "memory", found, ", or ".join([*savers.values(), "smaller images"])
-
-
-def check_crf(_: argparse.Namespace) -> Findings:
-    try:
-        importlib.import_module("pydensecrf.densecrf")
-        yield "ok", "CRF", "pydensecrf for CPUs, torch for GPUs", ""
-    except Exception as error:
-        remedy = "fine on a GPU; for CPUs install a C++ compiler, then pip install pydensecrf2"
-        yield "warn", "CRF", f"torch alone, pydensecrf does not import: {first_line(error)}", remedy
 
 
 def check_weights(args: argparse.Namespace) -> Findings:
@@ -170,12 +166,11 @@ def check_data(args: argparse.Namespace) -> Findings:
     remedy = f"{min(missing, default='')} is the first; tools/prepare_voc.py names them all"
     yield "FAIL" if missing else "ok", "data", found, remedy
     for split in ("train_aug", "train", "val", "test"):
-        published = (LISTS / f"{split}.txt").read_text().split()
         if not (data.root / "ImageSets" / "Segmentation" / f"{split}.txt").exists():
             level = "ok" if split == "test" else "warn"
             yield level, "list", f"no {split}.txt", "data/README.md says what it is for"
             continue
-        listed = data.ids(split)
+        listed, published = data.ids(split), (LISTS / f"{split}.txt").read_text().split()
         same = data.classes != datasets.VOC_CLASSES or set(listed) == set(published)
         found = f"{split} has {len(listed)} ids" + ("" if same else f", VOC's {len(published)}")
         remedy = "figures will not compare with published ones"
@@ -196,35 +191,35 @@ def check_output(args: argparse.Namespace) -> Findings:
         yield "ok" if locks else "warn", "locks", found, "never start two runs in one directory"
     except OSError as error:
         yield "FAIL", "output", f"{folder}: {error.strerror}", "choose another --out"
+    from tools import budget
+
     needs = {stage: budget.disk_bytes(stage, args) for stage in args.stage}
     free, total = shutil.disk_usage(folder).free, sum(needs.values())
-    each = ", ".join(f"{stage} {need / GIB:.2f}" for stage, need in needs.items())
+    each = ", ".join(f"{stage} {need / 2**30:.2f}" for stage, need in needs.items())
     found = f"about {gib(total)} needed (estimate: {each}), {gib(free)} free at {folder}"
     level = "ok" if 1.5 * total < free else "warn" if total < free else "FAIL"
     yield level, "disk", found, "make room or choose another --out"
 
 
 def check_workers(args: argparse.Namespace) -> Findings:
-    cpus = cores()
-    workers = min(4, max(1, cpus // args.gpus)) if args.workers is None else args.workers
-    level = "ok" if workers * args.gpus <= cpus else "warn"
-    found = f"{cpus} cores for {args.gpus} x {workers} loader processes"
-    yield level, "CPU", found, f"--workers {cpus // args.gpus}"
+    share = CORES // args.gpus
+    workers = min(4, max(1, share)) if args.workers is None else args.workers
+    found = f"{CORES} cores for {args.gpus} x {workers} loader processes"
+    yield "ok" if workers <= share else "warn", "CPU", found, f"--workers {share}"
+    from tools import budget
+
     each = max(budget.loader_bytes(stage, args) for stage in args.stage)
-    free = shutil.disk_usage("/dev/shm").free
-    found = f"loaders hold up to {gib(workers * each)}, {gib(free)} free"
-    remedy = f"--workers {int(free / (each or 1))}; "
-    remedy += f"in docker --shm-size={int(workers * each / GIB) + 1}g"
-    yield "ok" if workers * each < free else "FAIL", "/dev/shm", found, remedy
-
-
-CHECKS = (check_crf, check_memory, check_weights, check_data, check_output, check_workers)
+    need, free = workers * each, shutil.disk_usage("/dev/shm").free
+    found = f"loaders hold up to {gib(need)}, {gib(free)} free"
+    remedy = f"--workers {int(free / (each or 1))}; in docker --shm-size={int(need / 2**30) + 1}g"
+    yield "ok" if need < free else "FAIL", "/dev/shm", found, remedy
 
 
 def examine(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
     """All findings; a check that fails itself is one more."""
     findings: list[tuple[str, str, str, str]] = []
-    for check in (check_versions, *CHECKS):
+    checks = (check_crf, check_memory, check_weights, check_data, check_output, check_workers)
+    for check in (check_versions, *checks):
         what = check.__name__.removeprefix("check_")
         try:
             findings.extend(check(args))
@@ -246,7 +241,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, help="data root; VOC's sizes are assumed without one")
     p.add_argument("--split", default="train_aug", help="the list to train on (train_aug)")
     p.add_argument("--out", type=Path, default=Path("runs"), help="where the runs will be (runs)")
-    stages = tuple(budget.HOLDS)
+    stages = tuple(step.script for step in steps.STEPS)
     p.add_argument("--stage", nargs="+", choices=stages, default=stages, help="default: all")
     p.add_argument("--backbone", default="resnet50", help="resnet50")
     p.add_argument("--weights", default="imagenet", help="imagenet, none or a file (imagenet)")
