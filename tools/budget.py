@@ -24,6 +24,7 @@ from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from tools import steps
 
 GIB = 2**30
+DTYPES = {False: torch.float32, True: torch.bfloat16}  # by whether precision is half
 STEPS = {step.script: step for step in steps.STEPS}
 NETWORKS = {  # of backbone and classes, by the step that trains them; a classifier otherwise
     "affinity": lambda backbone, _: AffinityNet(backbone),
@@ -76,21 +77,17 @@ def network_of(stage: str, args: argparse.Namespace, half: bool) -> tuple[torch.
         network = make(args.backbone, data_facts(args.data, args.split).classes)
     trained = 8 * (step.holds == "model")
     each = ((4 + trained * p.requires_grad + 2 * half) * p.numel() for p in network.parameters())
-    return network.to(torch.bfloat16 if half else torch.float32), sum(each)
+    return network.to(DTYPES[half]), sum(each)
 
 
-def memory_bytes(stage: str, args: argparse.Namespace, half: bool, jobs: int) -> int | None:
-    """Estimate of the memory that a stage takes, on each GPU or on the CPU; None if unknown.
-
-    Args:
-        half: whether it computes in half precision. jobs: CRFs at work at the same time.
-    """
+def memory_bytes(stage: str, args: argparse.Namespace, half: bool, jobs: int) -> int:
+    """Estimate of the memory of a stage with so many CRFs at a time, on each GPU or on the CPU."""
     if STEPS[stage].holds == "model":
         return training_bytes(stage, args, half)
     need = inference_bytes(stage, args, half) if "--checkpoint" in dict(STEPS[stage].reads) else 0
     if hasattr(options_of(stage, args), "crf_iterations"):
         need += crf_bytes(stage, args, jobs)
-    return need or None
+    return need
 
 
 def training_bytes(stage: str, args: argparse.Namespace, half: bool, accumulate: int = 0) -> int:
@@ -112,8 +109,7 @@ def training_bytes(stage: str, args: argparse.Namespace, half: bool, accumulate:
         return tensor
 
     n = max(1, options.batch_size // args.gpus // (accumulate or options.accumulate))
-    dtype = torch.bfloat16 if half else torch.float32
-    views = torch.zeros(n, 3, options.crop, options.crop, device="meta", dtype=dtype)
+    views = torch.zeros(n, 3, options.crop, options.crop, device="meta", dtype=DTYPES[half])
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = network.train()(views).numel()
     need = sum(storage.nbytes() for storage in kept.values())
@@ -135,7 +131,7 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
     batch = functools.partial(torch.zeros, dtype=torch.uint8, device="meta")
 
     def maps(views: torch.Tensor) -> torch.Tensor:
-        return network(views.to(torch.bfloat16 if half else torch.float32))
+        return network(views.to(DTYPES[half]))
 
     @torch.inference_mode()
     def infer() -> None:

@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
@@ -43,7 +43,7 @@ STAGE_OPTIONS = {
     "--max-side": "larger images are reduced to this longer side",
     "--jobs": "dense CRFs at the same time",
 }
-Findings = Iterator[tuple[str, str, str, str]]  # level, what, what was found, what to do unless ok
+Findings = Iterable[tuple[str, str, str, str]]  # level, what, what was found, what to do unless ok
 
 
 def gib(size: float) -> str:
@@ -108,7 +108,7 @@ def check_memory(args: argparse.Namespace) -> Findings:
     jobs = args.jobs or (4 if device.type == "cuda" else max(1, CORES // args.gpus))
     for stage in args.stage:
         need = budget.memory_bytes(stage, args, half, jobs)
-        if need is None:
+        if not need:
             continue
         found = f"{stage} needs about {gib(need)} (estimate), {gib(free)} of {gib(total)} are free"
         level = "ok" if need < free else "warn" if need < total else "FAIL"
@@ -131,24 +131,22 @@ def check_weights(args: argparse.Namespace) -> Findings:
 
     if args.weights != "imagenet":
         weights.load(args.weights, args.backbone)
-        yield "ok", "weights", f"{args.weights}, for {args.backbone}", ""
-        return
+        return [("ok", "weights", f"{args.weights}, for {args.backbone}", "")]
     if args.backbone not in weights.IMAGENET:
         backbones.Backbone(args.backbone)  # says what to install, or which names there are
-        yield "ok", "weights", f"timm downloads those of {args.backbone} at the first start", ""
-        return
+        found = f"timm downloads those of {args.backbone} at the first start"
+        return [("ok", "weights", found, "")]
     url = weights.IMAGENET[args.backbone].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if path.exists():  # the name ends in the first digits of its SHA-256
         whole = path.stem.rsplit("-", 1)[1] == files.digest_file(path)[:8]
-        yield "ok" if whole else "FAIL", "weights", f"{path}", "it is damaged: delete it"
-        return
+        return [("ok" if whole else "FAIL", "weights", f"{path}", "it is damaged: delete it")]
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=3).close()
-        yield "ok", "weights", f"{url} can be downloaded", ""
+        return [("ok", "weights", f"{url} can be downloaded", "")]
     except OSError:
         remedy = f"put {path.name} into {path.parent}, or give --weights FILE or none"
-        yield "warn", "weights", f"{path.name} is not here, {url} not to be reached", remedy
+        return [("warn", "weights", f"{path.name} is not here, {url} not to be reached", remedy)]
 
 
 def check_data(args: argparse.Namespace) -> Findings:

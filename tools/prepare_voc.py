@@ -167,9 +167,8 @@ def prepare(data: DataRoot, sbd: Path | None, jobs: int) -> tuple[dict[str, dict
     lists = {split: place_list(data, split) for split in NEEDS}
     if sbd is not None:
         (data.root / AUG).mkdir(exist_ok=True)
-    lines = (LISTS / "image_labels.txt").read_text().splitlines()
-    labels = {image_id: names for image_id, *names in map(str.split, lines)}
-    labels = labels if data.classes == VOC_CLASSES else {}
+    lines = map(str.split, (LISTS / "image_labels.txt").read_text().splitlines())
+    labels = {i: names for i, *names in lines} if data.classes == VOC_CLASSES else {}
     needs: Needs = {}
     for split, (ids, _) in lists.items():
         for image_id in ids:

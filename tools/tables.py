@@ -155,8 +155,7 @@ def run_row(row: Row, args: argparse.Namespace) -> str:
     """Run a row to its end, or up to what fails: the reason in one line, empty if nothing did."""
     for step in plan(row, args):
         for number, command in enumerate(commands(step, row, args)):
-            failed = run(command, 1 if number else args.gpus)
-            if failed:
+            if failed := run(command, 1 if number else args.gpus):
                 return f"{step.name}: {failed}"
     return ""
 
@@ -215,8 +214,7 @@ def complete(args: argparse.Namespace) -> None:
     args.split = args.split or ("train" if args.small else "train_aug")
     if args.small and args.data is None:
         args.data = args.runs / "data"
-        failed = run(["tools/make_shapes.py", "--out", args.data, *SHAPES.split()])
-        if failed:
+        if failed := run(["tools/make_shapes.py", "--out", args.data, *SHAPES.split()]):
             raise InputError(failed)
     args.data = (args.data or Path("VOCdevkit/VOC2012")).resolve()
     DataRoot(args.data).ids(args.split)
@@ -228,15 +226,16 @@ def main(argv: list[str] | None = None) -> None:
     todo, failures = rows(args), []
     for number, row in enumerate(todo, 1):
         print(f"== row {number} of {len(todo)}: {row.folder}", flush=True)
-        failed, note = run_row(row, args), row.folder / "failed.txt"
-        note.unlink(missing_ok=True)
-        if failed:
+        note = row.folder / "failed.txt"
+        if failed := run_row(row, args):
             row.folder.mkdir(parents=True, exist_ok=True)
             files.write_text(note, failed + "\n")
             failures.append(f"FAILED: {row.folder}: {failed}")
+        else:
+            note.unlink(missing_ok=True)
     page = args.runs / "report"
-    failed = run(["tools/report.py", args.runs, "--out", page, "--data", args.data])
-    failures += [f"FAILED: {page}: {failed}"] if failed else []
+    if failed := run(["tools/report.py", args.runs, "--out", page, "--data", args.data]):
+        failures.append(f"FAILED: {page}: {failed}")
     if failures:
         sys.exit("\n".join(failures))
 
