@@ -66,10 +66,9 @@ def options_of(stage: str, args: argparse.Namespace) -> argparse.Namespace:
 
 
 def network_of(stage: str, args: argparse.Namespace, half: bool) -> tuple[torch.nn.Module, int]:
-    """The network that a stage trains or reads, on the meta device; bytes of its parameters.
+    """The network that a stage trains or reads, on the meta device, and what its weights take.
 
-    These are 4 each, 8 more for gradient and momentum in training, 2 more for a copy in half
-    precision.
+    4 bytes each, 8 more for gradient and momentum in training, 2 for a copy in half precision.
     """
     step = STEPS[stage]
     make = NETWORKS.get(dict(step.reads).get("--checkpoint", step.name), Classifier)

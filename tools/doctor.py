@@ -35,14 +35,6 @@ PACKAGES = dict.fromkeys(("numpy", "PIL", "tqdm"), "pip install -r requirements.
     "torch": "pip install -U torch torchvision; 2.4 or later is needed",
     "torchvision": "pip install -U torch torchvision, both from the same index",
 }
-STAGE_OPTIONS = {
-    "--batch-size": "over all GPUs",
-    "--accumulate": "microbatches of a batch",
-    "--crop": "side of the training views",
-    "--batch-images": "images computed together",
-    "--max-side": "larger images are reduced to this longer side",
-    "--jobs": "dense CRFs at the same time",
-}
 Findings = Iterable[tuple[str, str, str, str]]  # level, what, what was found, what to do unless ok
 
 
@@ -101,9 +93,8 @@ def check_memory(args: argparse.Namespace) -> Findings:
     else:
         remedy = "enough for the demo, VOC takes weeks; with a GPU: does nvidia-smi see it?"
         yield "warn", "GPU", "PyTorch sees none and would train on the CPU", remedy
-        rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        sizes = (int(rows[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
-        free, total = (size // args.gpus for size in sizes)
+        kib = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
+        free, total = ((int(kib[k]) << 10) // args.gpus for k in ("MemAvailable", "MemTotal"))
     half = precision.amp_type(args.amp, device) != "off"
     jobs = args.jobs or (4 if device.type == "cuda" else max(1, CORES // args.gpus))
     for stage in args.stage:
@@ -246,19 +237,23 @@ def get_args_parser() -> argparse.ArgumentParser:
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto")
     p.add_argument("--gpus", type=int, default=1, help="processes on this machine (1)")
     p.add_argument("--workers", type=int, help="loader processes per GPU (4, or fewer cores)")
-    for option, words in STAGE_OPTIONS.items():
-        p.add_argument(option, type=int, help=f"{words} (the stage's own)")
-    p.add_argument("--scales", type=float, nargs="+", help="of inference (the stage's own)")
+    own = "(the stage's own)"
+    p.add_argument("--batch-size", type=int, help=f"over all GPUs {own}")
+    p.add_argument("--accumulate", type=int, help=f"microbatches of a batch {own}")
+    p.add_argument("--crop", type=int, help=f"side of the training views {own}")
+    p.add_argument("--batch-images", type=int, help=f"images computed together {own}")
+    p.add_argument("--max-side", type=int, help=f"reduce larger images to this longer side {own}")
+    p.add_argument("--jobs", type=int, help=f"dense CRFs at the same time {own}")
+    p.add_argument("--scales", type=float, nargs="+", help=f"of inference {own}")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
     return p
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
-    for option in ("--gpus", *STAGE_OPTIONS):
-        value = getattr(args, option[2:].replace("-", "_"))
-        if value is not None and value < 1:
-            raise InputError(f"{option}: at least 1 is needed")
+    for name, value in vars(args).items():
+        if isinstance(value, int) and value < 1 and name != "workers":
+            raise InputError(f"--{name.replace('_', '-')}: at least 1 is needed")
     findings = examine(args)
     for level, what, found, remedy in findings:
         print(f"{level:<5}{what}: {found}" + (f" -> {remedy}" if level != "ok" else ""))
