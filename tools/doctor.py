@@ -180,7 +180,7 @@ def check_output(args: argparse.Namespace) -> Findings:
         yield "ok" if locks else "warn", "locks", found, "never start two runs in one directory"
     except OSError as error:
         yield "FAIL", "output", f"{folder}: {error.strerror}", "choose another --out"
-    from tools import budget
+    from tools import budget  # needs torch
 
     needs = {stage: budget.disk_bytes(stage, args) for stage in args.stage}
     free, total = shutil.disk_usage(folder).free, sum(needs.values())
@@ -195,7 +195,7 @@ def check_workers(args: argparse.Namespace) -> Findings:
     workers = min(4, max(1, share)) if args.workers is None else args.workers
     found = f"{CORES} cores for {args.gpus} x {workers} loader processes"
     yield "ok" if workers <= share else "warn", "CPU", found, f"--workers {share}"
-    from tools import budget
+    from tools import budget  # needs torch
 
     each = max(budget.loader_bytes(stage, args) for stage in args.stage)
     need, free = workers * each, shutil.disk_usage("/dev/shm").free
