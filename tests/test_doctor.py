@@ -173,8 +173,8 @@ def test_remedies_are_options_of_the_stage(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(budget, "crf_bytes", lambda *_: 1 << 60)
     found = list(doctor.check_memory(options("--backbone", "resnet18")))
     remedies = [remedy for level, *_, remedy in found if level == "FAIL"]
-    assert len(remedies) == len(budget.HOLDS)
-    for stage, remedy in zip(budget.HOLDS, remedies, strict=True):
+    assert len(remedies) == len(budget.STEPS)
+    for stage, remedy in zip(budget.STEPS, remedies, strict=True):
         parser = importlib.import_module(stage).get_args_parser()
         named = re.findall(r"--[\w-]+", remedy)
         assert set(named) <= set(parser._option_string_actions)

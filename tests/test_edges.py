@@ -180,7 +180,7 @@ def test_other_versions_are_noted(inputs, tmp_path, capsys, monkeypatch):
     run.write_text(json.dumps(made))
     STAGES["pseudo"].run(inputs, tmp_path)
     notes = [s for s in said(capsys.readouterr().err) if "begun" in s]
-    assert len(notes) == 1 and "(this project 0123 -> " in notes[0]
+    assert len(notes) == 1 and "this project 0123 -> " in notes[0]
 
 
 @pytest.mark.parametrize("what", ["weights", "statistics"])
@@ -262,7 +262,7 @@ def test_what_is_asked_for_must_be_there(inputs, tmp_path):
         run_stage(evaluate.main, *command, *model)
     assert not figures.exists() and not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="Not a directory"):
+    with pytest.raises(OSError, match="File exists"):
         run_stage(evaluate.main, *scoring(inputs, "--json", tmp_path / "file/figures.json"))
 
 

@@ -10,32 +10,30 @@ import functools
 import importlib
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from core.data import datasets, images
 from core.errors import InputError
+from core.method import affinity, boundary, cam, segmentation
+from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from tools import steps
 
 GIB = 2**30
-HOLDS = {step.script: step.holds for step in steps.STEPS}
-NETWORKS = {
-    "train_classification": "Classifier",
-    "make_cam": "Classifier",
-    "train_affinity": "AffinityNet",
-    "make_random_walk": "AffinityNet",
-    "train_segmentation": "DeepLabV3Plus",
-    "predict": "DeepLabV3Plus",
+DTYPES = {False: torch.float32, True: torch.bfloat16}  # by whether precision is half
+STEPS = {step.script: step for step in steps.STEPS}
+NETWORKS = {  # of backbone and classes, by the step that trains them; a classifier otherwise
+    "affinity": lambda backbone, _: AffinityNet(backbone),
+    "segmentation": lambda backbone, classes: DeepLabV3Plus(backbone, classes + 1),
 }
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Of a list of images; the defaults are VOC's train_aug.
-
-    Attributes:
-        pixels, labels: of one image on average. classes: of the data set. largest: (H, W).
-    """
+class Facts(NamedTuple):
+    """Of a list of images, one image on average and the largest's (H, W); by default train_aug."""
 
     images: int = 10_582
     pixels: float = 500 * 375
@@ -47,8 +45,6 @@ class Facts:
 @functools.lru_cache
 def data_facts(root: Path | None, split: str) -> Facts:
     """Facts of a list, sizes of a sample of 512 images; VOC's without a data root."""
-    from core.data import datasets, images
-
     try:
         data = datasets.DataRoot(root or Path("/nowhere"))
         ids = data.ids(split)
@@ -64,39 +60,33 @@ def data_facts(root: Path | None, split: str) -> Facts:
 def options_of(stage: str, args: argparse.Namespace) -> argparse.Namespace:
     """The stage's options: its defaults, but for those that `args` gives (not None)."""
     parser = importlib.import_module(stage).get_args_parser()
-    names = {action.dest for action in parser._actions}
-    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
-    return argparse.Namespace(**{name: parser.get_default(name) for name in names} | given)
+    defaults = {action.dest: parser.get_default(action.dest) for action in parser._actions}
+    given = {k: v for k, v in vars(args).items() if k in defaults and v is not None}
+    return argparse.Namespace(**defaults | given)
 
 
-def network_of(stage: str, args: argparse.Namespace) -> Any:
-    """The network of a stage, on the meta device."""
-    import torch
+def network_of(stage: str, args: argparse.Namespace, half: bool) -> tuple[torch.nn.Module, int]:
+    """The network that a stage trains or reads, on the meta device, and what its weights take.
 
-    from core.method import networks
-
-    classes = data_facts(args.data, args.split).classes
-    name = NETWORKS.get(stage, "Classifier")
-    sizes = {"Classifier": (classes,), "DeepLabV3Plus": (classes + 1,)}.get(name, ())
-    with torch.device("meta"):
-        return getattr(networks, name)(args.backbone, *sizes)
-
-
-def memory_bytes(stage: str, args: argparse.Namespace, half: bool, jobs: int) -> int | None:
-    """Estimate of the memory that a stage takes: on each GPU, or on the CPU.
-
-    Args:
-        half: whether it computes in half precision. jobs: CRFs at work at the same time.
-
-    Returns:
-        Bytes; None for a stage that nothing is known of.
+    4 bytes each, 8 more for gradient and momentum in training, 2 for a copy in half precision.
     """
-    if HOLDS[stage] == "model":
+    step = STEPS[stage]
+    make = NETWORKS.get(dict(step.reads).get("--checkpoint", step.name), Classifier)
+    with torch.device("meta"):
+        network = make(args.backbone, data_facts(args.data, args.split).classes)
+    trained = 8 * (step.holds == "model")
+    each = ((4 + trained * p.requires_grad + 2 * half) * p.numel() for p in network.parameters())
+    return network.to(DTYPES[half]), sum(each)
+
+
+def memory_bytes(stage: str, args: argparse.Namespace, half: bool, jobs: int) -> int:
+    """Estimate of the memory of a stage with so many CRFs at a time, on each GPU or on the CPU."""
+    if STEPS[stage].holds == "model":
         return training_bytes(stage, args, half)
-    need = inference_bytes(stage, args, half) if stage in NETWORKS else 0
+    need = inference_bytes(stage, args, half) if "--checkpoint" in dict(STEPS[stage].reads) else 0
     if hasattr(options_of(stage, args), "crf_iterations"):
         need += crf_bytes(stage, args, jobs)
-    return need or None
+    return need
 
 
 def training_bytes(stage: str, args: argparse.Namespace, half: bool, accumulate: int = 0) -> int:
@@ -104,36 +94,26 @@ def training_bytes(stage: str, args: argparse.Namespace, half: bool, accumulate:
 
     Kept is what autograd keeps in a forward pass, counted on shapes: twice for the image and its
     tiles; with float32 logits, their softmax and gradient for DeepLabv3+; with 24 bytes for each
-    pair of pixels (152 neighbours) for AffinityNet. Weights are 4 bytes a parameter, 8 more for
-    gradient and momentum, 2 more for a copy in half precision. 10% goes to fragmentation, 1 GiB to
-    CUDA, cuDNN's workspace and the backward pass.
+    pair of pixels (152 neighbours) for AffinityNet. 10% goes to fragmentation, 1 GiB to CUDA,
+    cuDNN's workspace and the backward pass.
     """
-    import torch
-
-    options = options_of(stage, args)
-    dtype = torch.bfloat16 if half else torch.float32
-    network = network_of(stage, args).train().to(dtype)
-    storages: dict[int, Any] = {}
+    options, (network, weights) = options_of(stage, args), network_of(stage, args, half)
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, Any] = {}  # storages, alive: an address is not used again
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
         return tensor
 
     n = max(1, options.batch_size // args.gpus // (accumulate or options.accumulate))
-    views = torch.zeros(n, 3, options.crop, options.crop, device="meta", dtype=dtype)
+    views = torch.zeros(n, 3, options.crop, options.crop, device="meta", dtype=DTYPES[half])
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = network(views).numel()
-    weights = 0
-    for parameter in network.parameters():
-        storages.pop(parameter.untyped_storage()._cdata, None)
-        each = 4 + 8 * parameter.requires_grad + 2 * half
-        weights += each * parameter.numel()
-    kept = sum(storage.nbytes() for storage in storages.values())
-    kept += {"train_classification": kept, "train_segmentation": 12 * output}.get(
-        stage, 24 * 152 * output
-    )
-    return int(1.1 * (kept + weights)) + GIB
+        output = network.train()(views).numel()
+    need = sum(storage.nbytes() for storage in kept.values())
+    more = {"train_classification": need, "train_segmentation": 12 * output}
+    return int(1.1 * (need + more.get(stage, 24 * 152 * output) + weights)) + GIB
 
 
 def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
@@ -141,49 +121,39 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
 
     Peak is the most that the tensors of one batch of the largest image hold at one time: copies at
     all scales, activations, sums at stride 4 or at the image's size. The walk takes 40 bytes a pair
-    of stride-4 pixels (measured: 33 to 38). Weights are 4 bytes a parameter, 2 more for a copy in
-    half precision. The rest is as in training; convolutions on a CPU need 1.1 to 1.4 times the
-    peak.
+    of stride-4 pixels (measured: 33 to 38). The rest is as in training; convolutions on a CPU need
+    1.1 to 1.4 times the peak.
     """
-    import torch
-
-    from core.data import images
-    from core.method import affinity, boundary, cam, segmentation
-
     options, size = options_of(stage, args), data_facts(args.data, args.split).largest
-    dtype = torch.bfloat16 if half else torch.float32
-    network = network_of(stage, args).eval().to(dtype, memory_format=torch.channels_last)
+    network, weights = network_of(stage, args, half)
+    network = network.eval().to(memory_format=torch.channels_last)
+    batch = functools.partial(torch.zeros, dtype=torch.uint8, device="meta")
 
     def maps(views: torch.Tensor) -> torch.Tensor:
-        return network(views.to(dtype))
+        return network(views.to(DTYPES[half]))
 
-    def batch(n: int, height: float, width: float) -> torch.Tensor:
-        return torch.zeros(n, 3, round(height), round(width), dtype=torch.uint8, device="meta")
-
-    def pyramid() -> list[torch.Tensor]:
-        return [batch(options.batch_images, s * seen[0], s * seen[1]) for s in options.scales]
-
-    with torch.inference_mode():
+    @torch.inference_mode()
+    def infer() -> None:
         if stage == "make_random_walk":
-            edges = peak_bytes(lambda: boundary.edge_map(maps, batch(1, *size)[0], options.pad_to))
-            pairs = 2 * len(affinity.paths(options.radius)[0]) + 1
-            peak = max(edges, 40 * pairs * size[0] * size[1] // 16)
+            boundary.edge_map(maps, batch(3, *size), options.pad_to)
+            return
+        seen = images.fit_size(size, options.max_side)
+        sides = [[round(scale * side) for side in seen] for scale in options.scales]
+        copies = [batch(options.batch_images, 3, *each) for each in sides]
+        if stage == "make_cam":
+            cam.sum_scales(maps, copies, size)
         else:
-            seen = images.fit_size(size, options.max_side)
-            if stage == "make_cam":
-                peak = peak_bytes(lambda: cam.sum_scales(maps, pyramid(), size))
-            else:
-                peak = peak_bytes(lambda: segmentation.probabilities(maps, pyramid(), seen))
-    weights = (4 + 2 * half) * sum(p.numel() for p in network.parameters())
+            segmentation.probabilities(maps, copies, seen)
+
+    peak = peak_bytes(infer)
+    if stage == "make_random_walk":
+        pairs = 2 * len(affinity.paths(options.radius)[0]) + 1
+        peak = max(peak, 40 * pairs * size[0] * size[1] // 16)
     return int(1.1 * (peak + weights)) + GIB
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:
     """The most bytes that tensors made in a call hold at one time, on any device."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
     living: dict[int, int] = {}  # storages
     peak = 0
 
@@ -212,26 +182,20 @@ def crf_bytes(stage: str, args: argparse.Namespace, jobs: int) -> int:
     it in torch, 45 to 60% in pydensecrf) and 0.3 GiB for itself. predict keeps up to five
     pictures' probabilities waiting for each job.
     """
-    from core.data import images
-
-    options, facts = options_of(stage, args), data_facts(args.data, args.split)
+    facts, of_label = data_facts(args.data, args.split), 30.0
     # Background and the image's classes; two label maps at once for affinity labels.
     labels = (2 if stage == "make_affinity_labels" else 1) * (1 + facts.labels)
     height, width = facts.largest
-    waiting = 0.0
     if stage == "predict":
-        height, width = images.fit_size(facts.largest, options.max_side)
-        labels = facts.classes + 1
-        waiting = 5 * 4 * labels
-    return int(jobs * (height * width * (450 + 30 * labels + waiting) + 0.3 * GIB))
+        height, width = images.fit_size(facts.largest, options_of(stage, args).max_side)
+        labels, of_label = facts.classes + 1, 30 + 5 * 4
+    return int(jobs * (height * width * (450 + of_label * labels) + 0.3 * GIB))
 
 
 def loader_bytes(stage: str, args: argparse.Namespace) -> float:
     """What the loader processes hold ready for each of them, of all GPUs: 4 batches."""
-    from core.data import images
-
     options = options_of(stage, args)
-    if HOLDS[stage] == "model":  # views, and masks of one byte
+    if STEPS[stage].holds == "model":  # views, and masks of one byte
         return 4 * 4 * options.crop**2 * options.batch_size
     if not hasattr(options, "batch_images"):
         return 0.0
@@ -247,9 +211,8 @@ def disk_bytes(stage: str, args: argparse.Namespace) -> float:
     number. Scores: a float16 map at stride 4 for each class of the image, and 1 kB of headers.
     Labels: PNGs of 0.02 bytes a pixel, as VOC's.
     """
-    facts = data_facts(args.data, args.split)
-    if HOLDS[stage] == "model":
-        return 20 * sum(p.numel() for p in network_of(stage, args).parameters())
-    if HOLDS[stage] == "scores":
-        return facts.images * (facts.labels * 2 * facts.pixels / 16 + 1000 + 2048)
-    return facts.images * (0.02 * facts.pixels + 2048)
+    facts, holds = data_facts(args.data, args.split), STEPS[stage].holds
+    if holds == "model":
+        return 20 * sum(p.numel() for p in network_of(stage, args, False)[0].parameters())
+    each = facts.labels * 2 * facts.pixels / 16 + 1000 if holds == "scores" else 0.02 * facts.pixels
+    return facts.images * (each + 2048)

@@ -18,7 +18,7 @@ import re
 import shutil
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
@@ -27,64 +27,61 @@ from core import files
 from core.errors import InputError
 from core.run import lock
 from core.run.main import SAVERS, run_main
-from tools import budget
-from tools.budget import GIB
+from tools import steps
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
+CORES = len(os.sched_getaffinity(0))
 PACKAGES = dict.fromkeys(("numpy", "PIL", "tqdm"), "pip install -r requirements.txt") | {
     "torch": "pip install -U torch torchvision; 2.4 or later is needed",
     "torchvision": "pip install -U torch torchvision, both from the same index",
 }
-STAGE_OPTIONS = {
-    "--batch-size": "over all GPUs",
-    "--accumulate": "microbatches of a batch",
-    "--crop": "side of the training views",
-    "--batch-images": "images computed together",
-    "--max-side": "larger images are reduced to this longer side",
-    "--jobs": "dense CRFs at the same time",
-}
-Findings = Iterator[tuple[str, str, str, str]]  # level, what, what was found, what to do unless ok
+Findings = Iterable[tuple[str, str, str, str]]  # level, what, what was found, what to do unless ok
 
 
 def gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB"
 
 
 def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def major_minor(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-
-
 def check_versions(_: argparse.Namespace) -> Findings:
+    def number(version: str) -> tuple[int, ...]:
+        return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
+
     python = platform.python_version()
-    level = "FAIL" if major_minor(python) < (3, 10) else "ok"
-    level = "warn" if major_minor(python) > (3, 14) else level
+    level = "FAIL" if number(python) < (3, 10) else "warn" if number(python) > (3, 14) else "ok"
     yield level, "python", python, "make an environment with Python 3.10 to 3.14"
     for name, remedy in PACKAGES.items():
+        level = "ok"
         try:
             module = importlib.import_module(name)
-            version, problem = module.__version__, ""
-            if name == "torch" and major_minor(version) < (2, 4):
-                problem = " is too old"
+            found = module.__version__
+            if name == "torch" and number(found) < (2, 4):
+                level, found = "FAIL", f"{found} is too old"
             if name == "torchvision":  # its compiled half fits one version of torch
                 image = importlib.import_module("torch").zeros(3, 8, 8).byte()
                 module.io.decode_jpeg(module.io.encode_jpeg(image))
         except Exception as error:  # a broken binary raises anything
-            version, problem = "does not work: ", first_line(error)
-        yield "FAIL" if problem else "ok", name, version + problem, remedy
+            level, found = "FAIL", f"does not work: {first_line(error)}"
+        yield level, name, found, remedy
+
+
+def check_crf(_: argparse.Namespace) -> Findings:
+    try:
+        importlib.import_module("pydensecrf.densecrf")
+        yield "ok", "CRF", "pydensecrf for CPUs, torch for GPUs", ""
+    except Exception as error:
+        remedy = "fine on a GPU; for CPUs install a C++ compiler, then pip install pydensecrf2"
+        yield "warn", "CRF", f"torch alone, pydensecrf does not import: {first_line(error)}", remedy
 
 
 def check_memory(args: argparse.Namespace) -> Findings:
     import torch
 
     from core.run import precision
+    from tools import budget
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
@@ -96,14 +93,13 @@ def check_memory(args: argparse.Namespace) -> Findings:
     else:
         remedy = "enough for the demo, VOC takes weeks; with a GPU: does nvidia-smi see it?"
         yield "warn", "GPU", "PyTorch sees none and would train on the CPU", remedy
-        rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free, total = (int(rows[k].split()[0]) << 10 for k in ("MemAvailable", "MemTotal"))
-        free, total = free // args.gpus, total // args.gpus
+        kib = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
+        free, total = ((int(kib[k]) << 10) // args.gpus for k in ("MemAvailable", "MemTotal"))
     half = precision.amp_type(args.amp, device) != "off"
-    jobs = args.jobs or (4 if device.type == "cuda" else max(1, cores() // args.gpus))
+    jobs = args.jobs or (4 if device.type == "cuda" else max(1, CORES // args.gpus))
     for stage in args.stage:
         need = budget.memory_bytes(stage, args, half, jobs)
-        if need is None:
+        if not need:
             continue
         found = f"{stage} needs about {gib(need)} (estimate), {gib(free)} of {gib(total)} are free"
         level = "ok" if need < free else "warn" if need < total else "FAIL"
@@ -118,15 +114,6 @@ def check_memory(args: argparse.Namespace) -> Findings:
         yield level, "memory", found, ", or ".join([*savers.values(), "smaller images"])
 
 
-def check_crf(_: argparse.Namespace) -> Findings:
-    try:
-        importlib.import_module("pydensecrf.densecrf")
-        yield "ok", "CRF", "pydensecrf for CPUs, torch for GPUs", ""
-    except Exception as error:
-        remedy = "fine on a GPU; for CPUs install a C++ compiler, then pip install pydensecrf2"
-        yield "warn", "CRF", f"torch alone, pydensecrf does not import: {first_line(error)}", remedy
-
-
 def check_weights(args: argparse.Namespace) -> Findings:
     import torch
 
@@ -135,24 +122,22 @@ def check_weights(args: argparse.Namespace) -> Findings:
 
     if args.weights != "imagenet":
         weights.load(args.weights, args.backbone)
-        yield "ok", "weights", f"{args.weights}, for {args.backbone}", ""
-        return
+        return [("ok", "weights", f"{args.weights}, for {args.backbone}", "")]
     if args.backbone not in weights.IMAGENET:
         backbones.Backbone(args.backbone)  # says what to install, or which names there are
-        yield "ok", "weights", f"timm downloads those of {args.backbone} at the first start", ""
-        return
+        found = f"timm downloads those of {args.backbone} at the first start"
+        return [("ok", "weights", found, "")]
     url = weights.IMAGENET[args.backbone].url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if path.exists():  # the name ends in the first digits of its SHA-256
         whole = path.stem.rsplit("-", 1)[1] == files.digest_file(path)[:8]
-        yield "ok" if whole else "FAIL", "weights", f"{path}", "it is damaged: delete it"
-        return
+        return [("ok" if whole else "FAIL", "weights", f"{path}", "it is damaged: delete it")]
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=3).close()
-        yield "ok", "weights", f"{url} can be downloaded", ""
+        return [("ok", "weights", f"{url} can be downloaded", "")]
     except OSError:
         remedy = f"put {path.name} into {path.parent}, or give --weights FILE or none"
-        yield "warn", "weights", f"{path.name} is not here, {url} not to be reached", remedy
+        return [("warn", "weights", f"{path.name} is not here, {url} not to be reached", remedy)]
 
 
 def check_data(args: argparse.Namespace) -> Findings:
@@ -170,12 +155,11 @@ def check_data(args: argparse.Namespace) -> Findings:
     remedy = f"{min(missing, default='')} is the first; tools/prepare_voc.py names them all"
     yield "FAIL" if missing else "ok", "data", found, remedy
     for split in ("train_aug", "train", "val", "test"):
-        published = (LISTS / f"{split}.txt").read_text().split()
         if not (data.root / "ImageSets" / "Segmentation" / f"{split}.txt").exists():
             level = "ok" if split == "test" else "warn"
             yield level, "list", f"no {split}.txt", "data/README.md says what it is for"
             continue
-        listed = data.ids(split)
+        listed, published = data.ids(split), (LISTS / f"{split}.txt").read_text().split()
         same = data.classes != datasets.VOC_CLASSES or set(listed) == set(published)
         found = f"{split} has {len(listed)} ids" + ("" if same else f", VOC's {len(published)}")
         remedy = "figures will not compare with published ones"
@@ -196,35 +180,35 @@ def check_output(args: argparse.Namespace) -> Findings:
         yield "ok" if locks else "warn", "locks", found, "never start two runs in one directory"
     except OSError as error:
         yield "FAIL", "output", f"{folder}: {error.strerror}", "choose another --out"
+    from tools import budget  # needs torch
+
     needs = {stage: budget.disk_bytes(stage, args) for stage in args.stage}
     free, total = shutil.disk_usage(folder).free, sum(needs.values())
-    each = ", ".join(f"{stage} {need / GIB:.2f}" for stage, need in needs.items())
+    each = ", ".join(f"{stage} {need / 2**30:.2f}" for stage, need in needs.items())
     found = f"about {gib(total)} needed (estimate: {each}), {gib(free)} free at {folder}"
     level = "ok" if 1.5 * total < free else "warn" if total < free else "FAIL"
     yield level, "disk", found, "make room or choose another --out"
 
 
 def check_workers(args: argparse.Namespace) -> Findings:
-    cpus = cores()
-    workers = min(4, max(1, cpus // args.gpus)) if args.workers is None else args.workers
-    level = "ok" if workers * args.gpus <= cpus else "warn"
-    found = f"{cpus} cores for {args.gpus} x {workers} loader processes"
-    yield level, "CPU", found, f"--workers {cpus // args.gpus}"
+    share = CORES // args.gpus
+    workers = min(4, max(1, share)) if args.workers is None else args.workers
+    found = f"{CORES} cores for {args.gpus} x {workers} loader processes"
+    yield "ok" if workers <= share else "warn", "CPU", found, f"--workers {share}"
+    from tools import budget  # needs torch
+
     each = max(budget.loader_bytes(stage, args) for stage in args.stage)
-    free = shutil.disk_usage("/dev/shm").free
-    found = f"loaders hold up to {gib(workers * each)}, {gib(free)} free"
-    remedy = f"--workers {int(free / (each or 1))}; "
-    remedy += f"in docker --shm-size={int(workers * each / GIB) + 1}g"
-    yield "ok" if workers * each < free else "FAIL", "/dev/shm", found, remedy
-
-
-CHECKS = (check_crf, check_memory, check_weights, check_data, check_output, check_workers)
+    need, free = workers * each, shutil.disk_usage("/dev/shm").free
+    found = f"loaders hold up to {gib(need)}, {gib(free)} free"
+    remedy = f"--workers {int(free / (each or 1))}; in docker --shm-size={int(need / 2**30) + 1}g"
+    yield "ok" if need < free else "FAIL", "/dev/shm", found, remedy
 
 
 def examine(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
     """All findings; a check that fails itself is one more."""
     findings: list[tuple[str, str, str, str]] = []
-    for check in (check_versions, *CHECKS):
+    checks = (check_crf, check_memory, check_weights, check_data, check_output, check_workers)
+    for check in (check_versions, *checks):
         what = check.__name__.removeprefix("check_")
         try:
             findings.extend(check(args))
@@ -246,26 +230,30 @@ def get_args_parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, help="data root; VOC's sizes are assumed without one")
     p.add_argument("--split", default="train_aug", help="the list to train on (train_aug)")
     p.add_argument("--out", type=Path, default=Path("runs"), help="where the runs will be (runs)")
-    stages = tuple(budget.HOLDS)
+    stages = tuple(step.script for step in steps.STEPS)
     p.add_argument("--stage", nargs="+", choices=stages, default=stages, help="default: all")
     p.add_argument("--backbone", default="resnet50", help="resnet50")
     p.add_argument("--weights", default="imagenet", help="imagenet, none or a file (imagenet)")
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto")
     p.add_argument("--gpus", type=int, default=1, help="processes on this machine (1)")
     p.add_argument("--workers", type=int, help="loader processes per GPU (4, or fewer cores)")
-    for option, words in STAGE_OPTIONS.items():
-        p.add_argument(option, type=int, help=f"{words} (the stage's own)")
-    p.add_argument("--scales", type=float, nargs="+", help="of inference (the stage's own)")
+    own = "(the stage's own)"
+    p.add_argument("--batch-size", type=int, help=f"over all GPUs {own}")
+    p.add_argument("--accumulate", type=int, help=f"microbatches of a batch {own}")
+    p.add_argument("--crop", type=int, help=f"side of the training views {own}")
+    p.add_argument("--batch-images", type=int, help=f"images computed together {own}")
+    p.add_argument("--max-side", type=int, help=f"reduce larger images to this longer side {own}")
+    p.add_argument("--jobs", type=int, help=f"dense CRFs at the same time {own}")
+    p.add_argument("--scales", type=float, nargs="+", help=f"of inference {own}")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
     return p
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
-    for option in ("--gpus", *STAGE_OPTIONS):
-        value = getattr(args, option[2:].replace("-", "_"))
-        if value is not None and value < 1:
-            raise InputError(f"{option}: at least 1 is needed")
+    for name, value in vars(args).items():
+        if isinstance(value, int) and value < 1 and name != "workers":
+            raise InputError(f"--{name.replace('_', '-')}: at least 1 is needed")
     findings = examine(args)
     for level, what, found, remedy in findings:
         print(f"{level:<5}{what}: {found}" + (f" -> {remedy}" if level != "ok" else ""))

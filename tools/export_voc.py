@@ -13,6 +13,7 @@ the VOC palette, whatever it had. The same label maps give the same bytes. Under
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import io
 import sys
@@ -59,35 +60,28 @@ def check_ids(folder: Path, ids: list[str], split: str) -> None:
         raise InputError(f"{folder}: holds {some}; give the folder of that split alone")
 
 
-def encode(path: Path, size: tuple[int, int] | None) -> bytes:
-    """A label map as PNG bytes with the VOC palette; only labels 0..20 pass."""
-    label = images.read_label(path, len(VOC_CLASSES) + 1, size)
-    if np.any(label == images.IGNORE):
-        raise InputError(f"{path}: holds 255 (ignore); the server wants a class for every pixel")
-    image = Image.fromarray(label, mode="L")
-    image.putpalette(images.voc_palette())
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def write_archive(
-    out: Path, folder: Path, ids: list[str], split: str, data: DataRoot | None
-) -> None:
+def write_archive(args: argparse.Namespace, ids: list[str], data: DataRoot | None) -> None:
     """Write the .tar.gz, all of it or nothing; names, times and owners are constants."""
-    inside = f"results/VOC2012/Segmentation/comp6_{split}_cls"
+    inside = f"results/VOC2012/Segmentation/comp6_{args.split}_cls"
     with (
-        files.atomic_path(out) as temporary,
+        files.atomic_path(args.out) as temporary,
         open(temporary, "wb") as file,
         gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for image_id in tqdm(sorted(ids), desc="export", unit="image", dynamic_ncols=True):
+            path = args.predictions / f"{image_id}.png"
             size = images.image_size(data.image_path(image_id)) if data is not None else None
-            png = encode(folder / f"{image_id}.png", size)
-            entry = tarfile.TarInfo(f"{inside}/{image_id}.png")
-            entry.size = len(png)
-            archive.addfile(entry, io.BytesIO(png))
+            label = images.read_label(path, len(VOC_CLASSES) + 1, size)
+            if np.any(label == images.IGNORE):
+                raise InputError(f"{path}: holds 255 (ignore); the server wants a class everywhere")
+            image, png = Image.fromarray(label, mode="L"), io.BytesIO()
+            image.putpalette(images.voc_palette())
+            image.save(png, format="PNG")
+            entry = tarfile.TarInfo(f"{inside}/{path.name}")
+            entry.size = png.tell()
+            png.seek(0)
+            archive.addfile(entry, png)
 
 
 def get_args_parser() -> options.Parser:
@@ -107,7 +101,7 @@ def main() -> None:
     ids = split_ids(args.split, data)
     check_ids(args.predictions, ids, args.split)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_archive(args.out, args.predictions, ids, args.split, data)
+    write_archive(args, ids, data)
     print(f"{args.out}: {len(ids)} label maps, {args.out.stat().st_size / 2**20:.1f} MiB")
     if data is None:
         print("sizes were not compared with the images; --data does that")

@@ -16,8 +16,8 @@ import argparse
 import colorsys
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -33,14 +33,13 @@ from core.run.main import run_main
 CLASSES = ("bar", "chequer", "cross", "ring", "wedge")  # named after the symbol on the head
 DESIGN = 5  # raise it when a change to the drawing changes the images
 SPLITS = ("train", "val")
-MIN_SIZE = 64  # smaller, and the symbols are no longer legible
+LEAST = {"train": 1, "val": 1, "size": 64, "seed": 0}  # in a smaller image no symbol is legible
 HEADLESS = 0.4  # share of objects without a head
 HUE_SPREAD = 0.05  # standard deviation of a body's hue; the classes' hues are 0.2 apart
 VISIBLE = 0.5  # an object counts as present if this share of its area is seen
 
 
-@dataclass(frozen=True)
-class Thing:
+class Thing(NamedTuple):
     """One object: class index 1..5, body centre and semi-axes in pixels, angle in radians."""
 
     label: int
@@ -51,23 +50,19 @@ class Thing:
     angle: float
     has_head: bool
 
-    @property
-    def head_radius(self) -> float:
-        return 0.5 * self.minor
-
-    def local(self, size: int, margin: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Pixel grid in the object's frame (u along the body), reaching `margin` past the image."""
-        y, x = np.mgrid[-margin : size + margin, -margin : size + margin]
-        dx, dy = x - self.x, y - self.y
-        cos, sin = np.cos(self.angle), np.sin(self.angle)
-        return cos * dx + sin * dy, cos * dy - sin * dx
-
     def parts(self, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Coverage in [0, 1] of body and head, one pixel of anti-aliasing at the border."""
+        """Coverage in [0, 1] of body and head at pixels of the object's frame, anti-aliased."""
         radius = np.sqrt((u / self.major) ** 2 + (v / self.minor) ** 2)
         body = np.clip(0.5 + (1 - radius) * self.minor, 0, 1)
-        head = np.clip(0.5 + self.head_radius - np.hypot(u - self.major, v), 0, 1)
+        head = np.clip(0.5 + 0.5 * self.minor - np.hypot(u - self.major, v), 0, 1)
         return body, head * self.has_head
+
+
+def frame(size: int, x: float, y: float, angle: float, margin: int = 0) -> np.ndarray:
+    """Pixels (2, H, W), and `margin` more, seen from (x, y): first along the angle, then across."""
+    rows, columns = np.mgrid[-margin : size + margin, -margin : size + margin]
+    dx, dy, cos, sin = columns - x, rows - y, np.cos(angle), np.sin(angle)
+    return np.stack([cos * dx + sin * dy, cos * dy - sin * dx])
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cell: float, channels: int) -> np.ndarray:
@@ -75,7 +70,7 @@ def smooth_noise(rng: np.random.Generator, size: int, cell: float, channels: int
     side = max(2, round(size / cell))
     grids = rng.standard_normal((channels, side, side)).astype(np.float32)
     resized = [Image.fromarray(g).resize((size, size), Image.Resampling.BICUBIC) for g in grids]
-    return np.stack([np.asarray(r) for r in resized], axis=-1)
+    return np.stack(resized, axis=-1)
 
 
 def colour(hue: float, saturation: float, value: float) -> np.ndarray:
@@ -88,12 +83,9 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
     image = np.full((size, size, 3), colour(rng.uniform(), 0.15, rng.uniform(0.35, 0.65)))
     image += 14 * smooth_noise(rng, size, size / 3, 3)
     image += 9 * smooth_noise(rng, size, size / 12, 1) + 4 * smooth_noise(rng, size, size / 12, 3)
-    y, x = np.mgrid[:size, :size]
     for _ in range(rng.integers(4, 9)):
-        dx, dy = x - rng.uniform(0, size), y - rng.uniform(0, size)
-        angle, long = rng.uniform(0, 2 * np.pi), rng.uniform(0.04, 0.12) * size
-        u = np.cos(angle) * dx + np.sin(angle) * dy
-        v = np.cos(angle) * dy - np.sin(angle) * dx
+        u, v = frame(size, *rng.uniform(0, size, 2), rng.uniform(0, 2 * np.pi))
+        long = rng.uniform(0.04, 0.12) * size
         short = long * rng.uniform(0.3, 0.8)
         taper = rng.choice([0.0, 0.5])  # 0: a bar, 0.5: a triangle
         inside = np.minimum(long - np.abs(u), short * (1 - taper * (1 + u / long)) - np.abs(v))
@@ -118,44 +110,39 @@ def symbol(label: int, p: np.ndarray, q: np.ndarray) -> np.ndarray:
 def paint(rng: np.random.Generator, image: np.ndarray, thing: Thing) -> None:
     """Draw `thing` on the float RGB `image` (size, size, 3) in place."""
     size = len(image)
-    u, v = thing.local(size)
+    u, v = frame(size, thing.x, thing.y, thing.angle)
     body, head = thing.parts(u, v)
     hue = (thing.label - 1) / len(CLASSES)
     tint = colour(hue + rng.normal(0, HUE_SPREAD), rng.uniform(0.45, 0.7), rng.uniform(0.5, 0.85))
     texture = 7 * smooth_noise(rng, size, size / 20, 1) + 3 * smooth_noise(rng, size, size / 20, 3)
     image += body[..., None] * (tint + texture - image)
-    if thing.has_head:
-        p, q = (u - thing.major) / thing.head_radius, v / thing.head_radius
-        disc = np.where(symbol(thing.label, p, q)[..., None], colour(hue, 1.0, 0.7), 235.0)
-        image += head[..., None] * (disc - image)
+    on = symbol(thing.label, (u - thing.major) / (0.5 * thing.minor), v / (0.5 * thing.minor))
+    disc = np.where(on[..., None], colour(hue, 1.0, 0.7), 235.0)
+    image += head[..., None] * (disc - image)
 
 
 def place(rng: np.random.Generator, size: int) -> Thing:
     """A random object for an image of `size` x `size` pixels."""
     major = rng.uniform(0.24, 0.38) * size
-    return Thing(
-        label=int(rng.integers(1, len(CLASSES) + 1)),
-        x=rng.uniform(0.12, 0.88) * size,
-        y=rng.uniform(0.12, 0.88) * size,
-        major=major,
-        minor=major * rng.uniform(0.5, 0.75),
-        angle=rng.uniform(0, 2 * np.pi),
-        has_head=bool(rng.uniform() >= HEADLESS),
-    )
+    label = int(rng.integers(1, len(CLASSES) + 1))
+    x, y = rng.uniform(0.12, 0.88, 2) * size
+    minor, angle = major * rng.uniform(0.5, 0.75), rng.uniform(0, 2 * np.pi)
+    return Thing(label, x, y, major, minor, angle, rng.uniform() >= HEADLESS)
 
 
 def label_map(things: list[Thing], size: int) -> np.ndarray:
     """Label map uint8 (size, size) of `things` drawn in order; 255 where one is hardly seen."""
     owner = np.zeros((size, size), dtype=np.int64)
-    area = np.ones(len(things) + 1)
+    values, areas = np.zeros(len(things) + 1, np.uint8), np.ones(len(things) + 1)
     margin = size // 2  # no object reaches further out
     for number, thing in enumerate(things, start=1):
-        whole = np.maximum(*thing.parts(*thing.local(size, margin))) >= 0.5
-        area[number] = whole.sum()
+        u, v = frame(size, thing.x, thing.y, thing.angle, margin)
+        whole = np.maximum(*thing.parts(u, v)) >= 0.5
+        values[number], areas[number] = thing.label, whole.sum()
         owner[whole[margin:-margin, margin:-margin]] = number
-    seen = np.bincount(owner.ravel(), minlength=len(area)) / area
-    values = [0] + [t.label if s >= VISIBLE else 255 for t, s in zip(things, seen[1:], strict=True)]
-    return np.array(values, dtype=np.uint8)[owner]
+    seen = np.bincount(owner.ravel(), minlength=len(areas)) / areas
+    values[1:][seen[1:] < VISIBLE] = 255
+    return values[owner]
 
 
 def present(label: np.ndarray) -> list[int]:
@@ -177,25 +164,24 @@ def draw(size: int, seed: int, split: int, number: int) -> tuple[np.ndarray, np.
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), label
 
 
-def write_data_set(root: Path, counts: dict[str, int], size: int, seed: int) -> None:
-    """Write the images, label maps and lists of every split below `root`."""
+def write_data_set(root: Path, settings: dict[str, int]) -> None:
+    """Write the images, label maps, lists and settings of every split below `root`."""
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
-    lists = {split: [f"{split}_{i:05d}" for i in range(n)] for split, n in counts.items()}
-    jobs = [(split, number) for split, count in counts.items() for number in range(count)]
+    lists = {split: [f"{split}_{i:05d}" for i in range(settings[split])] for split in SPLITS}
     rows = []
-    for split, number in tqdm(jobs, desc="shapes", unit="image"):
-        name = lists[split][number]
-        image, label = draw(size, seed, SPLITS.index(split), number)
+    for name in tqdm([*lists["train"], *lists["val"]], desc="shapes", unit="image"):
+        split, number = name.split("_")
+        image, label = draw(settings["size"], settings["seed"], SPLITS.index(split), int(number))
         # High quality and full-resolution colour keep the objects' borders sharp for the CRF.
         Image.fromarray(image).save(root / f"JPEGImages/{name}.jpg", quality=95, subsampling=0)
         write_label(root / f"SegmentationClass/{name}.png", label)
         rows.append(" ".join([name, *(CLASSES[c - 1] for c in present(label))]))
     lists["train_aug"] = lists["train"]  # every image has its mask: there is nothing to add
-    for split, names in lists.items():
-        write_text(root / f"ImageSets/Segmentation/{split}.txt", "\n".join([*names, ""]))
-    write_text(root / "labels.txt", "\n".join([*rows, ""]))
-    write_text(root / "classes.txt", "\n".join([*CLASSES, ""]))
+    texts = {f"ImageSets/Segmentation/{split}": names for split, names in lists.items()}
+    for name, lines in (texts | {"labels": rows, "classes": CLASSES}).items():
+        write_text(root / f"{name}.txt", "\n".join([*lines, ""]))
+    write_json(root / "shapes.json", settings)
 
 
 def made_before(out: Path, settings: dict[str, int], overwrite: bool) -> bool:
@@ -207,40 +193,38 @@ def made_before(out: Path, settings: dict[str, int], overwrite: bool) -> bool:
         # Not even with --overwrite: what lies there is not this tool's to delete.
         raise InputError(f"{out} holds other files than a shapes data set; choose another --out")
     found = read_json(record, "choose another --out or delete the directory")
-    changed = [key for key in settings if found.get(key) != settings[key]]
-    if changed and not overwrite:
-        changes = [f"{key} {found.get(key)} instead of {settings[key]}" for key in changed]
+    differ = (key for key in settings if found.get(key) != settings[key])
+    changes = [f"{key} {found.get(key)} instead of {settings[key]}" for key in differ]
+    if changes and not overwrite:
         raise InputError(f"{out} was made with {', '.join(changes)}; --overwrite starts again")
     return not overwrite
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = options.Parser(__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="directory of the data set")
-    parser.add_argument("--train", type=int, default=800, help="training images")
-    parser.add_argument("--val", type=int, default=100, help="validation images")
-    parser.add_argument("--size", type=int, default=192, help="side of the images in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other images")
+    p = options.Parser(__doc__)
+    p.add_argument("--out", type=Path, required=True, help="directory of the data set")
+    p.add_argument("--train", type=int, default=800, help="training images")
+    p.add_argument("--val", type=int, default=100, help="validation images")
+    p.add_argument("--size", type=int, default=192, help="side of the images in pixels")
+    p.add_argument("--seed", type=int, default=0, help="another seed, other images")
     replace = "start again: replace the data set this tool made in --out, the whole directory"
-    parser.add_argument("--overwrite", action="store_true", help=replace)
-    return parser
+    p.add_argument("--overwrite", action="store_true", help=replace)
+    return p
 
 
 def main(args: argparse.Namespace) -> None:
-    for option, least in (("train", 1), ("val", 1), ("size", MIN_SIZE), ("seed", 0)):
-        if getattr(args, option) < least:
-            raise InputError(f"--{option} {getattr(args, option)}: at least {least} is needed")
-    counts = {"train": args.train, "val": args.val}
-    settings = {**counts, "size": args.size, "seed": args.seed, "design": DESIGN}
-    out = args.out.resolve()
+    settings = {name: getattr(args, name) for name in LEAST}
+    for name, value in settings.items():
+        if value < LEAST[name]:
+            raise InputError(f"--{name} {value}: at least {LEAST[name]} is needed")
+    settings["design"], out = DESIGN, args.out.resolve()
     if made_before(out, settings, args.overwrite):
         print(f"{args.out}: already made with these settings")
         return
     # Made beside `out` and renamed at the end: what stands there is always whole.
     partial = out.with_name(f".{out.name}.shapes-partial")
     shutil.rmtree(partial, ignore_errors=True)
-    write_data_set(partial, counts, args.size, args.seed)
-    write_json(partial / "shapes.json", settings)
+    write_data_set(partial, settings)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     print(f"{args.out}: {args.train} train and {args.val} val images of {args.size} px")

@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import functools
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,10 @@ SOURCES = {
 }
 CHUNK = 32  # images a task holds: enough to hide the cost of starting one
 MAX_MAT_BYTES = 8 << 20  # SBD's files have some 10 kB
-
-# Of one image, for each part it needs ("image", "labels", a folder of masks): None where all is
-# well, else (kind, message); the kind is broken, missing or differs.
-Finding = dict[str, tuple[str, str] | None]
+# One of (id, part, kind, message); the part is "image", "labels" or a folder of masks.
+Problems = list[tuple[str, str, str, str]]
+KINDS = ("broken", "missing", "differs")  # in the order they are printed
+Needs = dict[str, tuple[set[str], list[str]]]  # of each image: parts, its published labels
 
 
 def read_sbd_mask(path: Path, n_labels: int) -> np.ndarray:
@@ -66,153 +66,140 @@ def read_sbd_mask(path: Path, n_labels: int) -> np.ndarray:
     """
     from scipy.io import loadmat  # an extra, which main() looks for
 
-    damaged = InputError(f"{path}: damaged or not an SBD mask; unpack SBD again")
     try:
         if path.stat().st_size > MAX_MAT_BYTES:
-            raise damaged
+            raise ValueError("too large")
         mask = np.asarray(loadmat(path, variable_names=["GTcls"])["GTcls"][0]["Segmentation"][0])
+        if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.size == 0:
+            raise ValueError("no mask")
     except Exception:  # loadmat raises a dozen types on damaged files
-        raise damaged from None
-    if mask.ndim != 2 or mask.dtype.kind not in "iu" or mask.size == 0:
-        raise damaged
+        raise InputError(f"{path}: damaged or not an SBD mask; unpack SBD again") from None
     if mask.min() < 0 or mask.max() >= n_labels:
         raise InputError(f"{path}: label {mask.max()} is outside the {n_labels} classes")
     return mask.astype(np.uint8)
 
 
-def read_mask(
-    data: DataRoot, image_id: str, folder: str, size: tuple[int, int] | None, sbd: Path | None
-) -> np.ndarray:
-    """Read a mask of an image of `size`; one of SegmentationClassAug is made where it is absent."""
-    path = data.mask_path(image_id, folder)
-    if folder == AUG and sbd is not None and size is not None and not path.exists():
-        own, mat = data.mask_path(image_id), sbd / "cls" / f"{image_id}.mat"
-        if own.exists():
-            images.write_label(path, images.read_label(own, data.n_labels, size))
-        elif mat.exists():
-            mask = read_sbd_mask(mat, data.n_labels)
-            if mask.shape != size:
-                raise InputError(f"{mat}: mask {mask.shape}, image {size} (height, width)")
-            images.write_label(path, mask)
-    return images.read_label(path, data.n_labels, size)
+def make_mask(data: DataRoot, image_id: str, size: tuple[int, int], sbd: Path) -> None:
+    """Write the mask of SegmentationClassAug of an image of `size`, if there is one to be had."""
+    own, mat = data.mask_path(image_id), sbd / "cls" / f"{image_id}.mat"
+    if own.exists():
+        mask = images.read_label(own, data.n_labels, size)
+    elif mat.exists():
+        mask = read_sbd_mask(mat, data.n_labels)
+        if mask.shape != size:
+            raise InputError(f"{mat}: mask {mask.shape}, image {size} (height, width)")
+    else:
+        return
+    images.write_label(data.mask_path(image_id, AUG), mask)
 
 
-def check(
-    data: DataRoot, needs: dict[str, set[str]], published: dict[str, list[str]], sbd: Path | None
-) -> dict[str, Finding]:
-    """Decode each image and its masks, compare sizes, look at the labels."""
-    findings: dict[str, Finding] = {}
+def check(data: DataRoot, needs: Needs, sbd: Path | None) -> Problems:
+    """Decode images and their masks, making absent ones; compare sizes, look at the labels."""
+    problems: Problems = []
+
+    @contextlib.contextmanager
+    def noting(image_id: str, part: str) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:  # core says "no such file" or "no such image" of what is absent
+            kind = "missing" if ": no such " in str(error) else "broken"
+            problems.append((image_id, part, kind, str(error)))
+
     known: dict[str, list[int]] = {}
     with contextlib.suppress(InputError):  # else each is asked below for what is wrong with it
-        known = data.image_labels([i for i, parts in needs.items() if "labels" in parts])
-    for image_id, parts in needs.items():
-        finding = findings[image_id] = {}
-        image = attempt(finding, "image", lambda i=image_id: images.read_image(data.image_path(i)))
-        size = None if image is None else tuple(image.shape[1:])
+        known = data.image_labels([i for i, (parts, _) in needs.items() if "labels" in parts])
+    for image_id, (parts, published) in needs.items():
+        size = None
+        with noting(image_id, "image"):
+            size = tuple(images.read_image(data.image_path(image_id)).shape[1:])
         for part in sorted(parts - {"labels"}):
-            attempt(finding, part, functools.partial(read_mask, data, image_id, part, size, sbd))
+            with noting(image_id, part):
+                path = data.mask_path(image_id, part)
+                if part == AUG and sbd is not None and size is not None and not path.exists():
+                    make_mask(data, image_id, size, sbd)
+                images.read_label(path, data.n_labels, size)
         if "labels" in parts:
-            read = functools.partial(data.image_labels, [image_id])
-            labels = attempt(finding, "labels", lambda read=read: known or read())
-            labels = (labels or {}).get(image_id, ())
-            names = [data.classes[c - 1] for c in labels]
-            other = published.get(image_id)
-            if names and other and set(names) != set(other):
-                message = f"{image_id}: labels {' '.join(names)}, published {' '.join(other)}"
-                finding["labels"] = "differs", message
-    return findings
+            with noting(image_id, "labels"):
+                labels = (known or data.image_labels([image_id]))[image_id]
+                names = [data.classes[number - 1] for number in labels]
+                if published and set(names) != set(published):
+                    words = f"{image_id}: labels {' '.join(names)}, published {' '.join(published)}"
+                    problems.append((image_id, "labels", "differs", words))
+    return problems
 
 
-def attempt(finding: Finding, part: str, read: Callable[[], Any]) -> Any:
-    """What `read` returns, None on an error; either is noted in the finding."""
-    finding[part] = None
-    try:
-        return read()
-    except InputError as error:  # core says "no such file" or "no such image" of what is absent
-        finding[part] = "missing" if ": no such " in str(error) else "broken", str(error)
+def place_list(data: DataRoot, split: str) -> tuple[list[str], str]:
+    """The ids of a split and where they come from; an absent list is written."""
+    path = data.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    published = (LISTS / f"{split}.txt").read_text().split()
+    if path.exists():
+        ids = data.ids(split)
+        fewer, others = len(set(published) - set(ids)), len(set(ids) - set(published))
+        where = f"own list: {fewer} published ids are not in it, {others} others are"
+        return ids, where if fewer or others else "list as published"
+    if any((data.root / "JPEGImages" / f"{i}.jpg").exists() for i in published):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, "\n".join([*published, ""]))
+        return published, "list written"
+    return [], f"no list written, none of its {len(published)} images is here"
 
 
-def place_lists(data: DataRoot) -> dict[str, tuple[list[str], str]]:
-    """The ids of each split and where they come from; absent lists are written."""
-    lists = {}
-    for split in NEEDS:
-        path = data.root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        published = (LISTS / f"{split}.txt").read_text().split()
-        if path.exists():
-            ids, where = data.ids(split), "list as published"
-            fewer, others = len(set(published) - set(ids)), len(set(ids) - set(published))
-            if fewer or others:
-                where = f"own list: {fewer} published ids are not in it, {others} others are"
-        elif any((data.root / "JPEGImages" / f"{i}.jpg").exists() for i in published):
-            ids, where = published, "list written"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_text(path, "\n".join([*ids, ""]))
-        else:
-            ids, where = [], f"no list written, none of its {len(published)} images is here"
-        lists[split] = ids, where
-    return lists
-
-
-def summary(ids: list[str], needs: tuple[str, ...], findings: dict[str, Finding]) -> dict[str, Any]:
+def summary(split: str, ids: list[str], where: str, problems: Problems) -> dict[str, Any]:
     """A row of the table: counts of images, and what can be done with the split."""
-
-    def count(part: str, *kinds: str | None) -> int:
-        problems = (findings[i][part] for i in ids)
-        return sum((problem and problem[0]) in kinds for problem in problems)
-
-    row: dict[str, Any] = {"listed": len(ids), "images": count("image", None)}
-    row["masks"] = count(needs[-1], None) if needs else None
-    row["labels"] = count("labels", None, "differs") if needs else None
-    row["broken"] = sum(count(part, "broken") for part in ("image", *needs))
-    complete = row["images"] == len(ids) and row["labels"] in (None, len(ids))
-    row["state"] = "ready" if complete else "incomplete"
+    needs, members = NEEDS[split], set(ids)
+    found = Counter((part, kind) for i, part, kind, _ in problems if i in members)
+    good = {p: len(ids) - found[p, "broken"] - found[p, "missing"] for p in ("image", *needs)}
+    row = {"listed": len(ids), "images": good["image"]}
+    row |= {"masks": good[needs[-1]] if needs else None, "labels": good.get("labels")}
+    row["broken"] = sum(found[part, "broken"] for part in good)
+    state = "ready"
     if not ids or row["broken"]:
-        row["state"] = "broken" if ids else "absent"
-    elif complete and needs and needs[-1] != AUG and row["masks"] < len(ids):
-        row["state"] = "ready, but without all masks it cannot be scored"
-    return row
+        state = "broken" if ids else "absent"
+    elif good["image"] < len(ids) or good.get("labels", len(ids)) < len(ids):
+        state = "incomplete"
+    elif good.get("SegmentationClass", len(ids)) < len(ids):
+        state = "ready, but without all masks it cannot be scored"
+    return row | {"state": state, "list": where}
 
 
-def print_report(rows: dict[str, dict], problems: list[dict], limit: int) -> None:
+def prepare(data: DataRoot, sbd: Path | None, jobs: int) -> tuple[dict[str, dict], Problems]:
+    """Write what is to be written, check all; the table's rows and the problems."""
+    lists = {split: place_list(data, split) for split in NEEDS}
+    if sbd is not None:
+        (data.root / AUG).mkdir(exist_ok=True)
+    lines = map(str.split, (LISTS / "image_labels.txt").read_text().splitlines())
+    labels = {i: names for i, *names in lines} if data.classes == VOC_CLASSES else {}
+    needs: Needs = {}
+    for split, (ids, _) in lists.items():
+        for image_id in ids:
+            needs.setdefault(image_id, (set(), labels.get(image_id, [])))[0].update(NEEDS[split])
+    items, problems = list(needs.items()), []
+    chunks = [dict(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
+    bar = tqdm(total=len(items), desc="check", unit="image", dynamic_ncols=True)
+    with bar, Pool(jobs if len(chunks) > 8 else 1) as pool:
+        found = pool.map(check, ((data, chunk, sbd) for chunk in chunks))
+        for chunk, some in zip(chunks, found, strict=True):
+            problems += some
+            bar.update(len(chunk))
+    rows = {split: summary(split, *of_split, problems) for split, of_split in lists.items()}
+    return rows, sorted(problems, key=lambda problem: KINDS.index(problem[2]))
+
+
+def print_report(rows: dict[str, dict], problems: Problems, limit: int) -> None:
     """The table, the first problems, and where to get what is missing."""
     columns = ("listed", "images", "masks", "labels", "broken", "state")
     print(f"{'split':<10}" + "".join(f"{c:>8}" for c in columns))
     for split, row in rows.items():
         cells = "".join(f"{'-' if row[c] is None else row[c]:>8}" for c in columns[:-1])
         print(f"{split:<10}{cells}   {row['state']}; {row['list']}")
-    for problem in problems[:limit]:
-        print(f"{problem['kind']}: {problem['message']}")
+    for _, _, kind, message in problems[:limit]:
+        print(f"{kind}: {message}")
     if len(problems) > limit:
         print(f"... and {len(problems) - limit} more; --problems N prints them, --json keeps them")
-    lacking = {problem["part"] for problem in problems if problem["kind"] == "missing"}
-    lacking |= {"image"} if any(row["state"] == "absent" for row in rows.values()) else set()
+    lacking = {part for _, part, kind, _ in problems if kind == "missing"}
+    lacking |= {"image" for row in rows.values() if row["state"] == "absent"}
     for part in sorted(lacking):
         print(f"to get what is missing ({part}): {SOURCES[part]}")
-
-
-def prepare(data: DataRoot, sbd: Path | None, jobs: int) -> tuple[dict, dict[str, Finding]]:
-    """Write what is to be written, check all; the table's rows and the findings."""
-    lists = place_lists(data)
-    if sbd is not None:
-        (data.root / AUG).mkdir(exist_ok=True)
-    needs: dict[str, set[str]] = {}
-    for split, (ids, _) in lists.items():
-        for image_id in ids:
-            needs.setdefault(image_id, set()).update(NEEDS[split])
-    published = {}
-    if data.classes == VOC_CLASSES:
-        lines = (LISTS / "image_labels.txt").read_text().splitlines()
-        published = {image_id: names for image_id, *names in map(str.split, lines)}
-    findings, items = {}, list(needs.items())
-    chunks = [dict(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
-    tasks = ((data, chunk, {i: published.get(i) for i in chunk}, sbd) for chunk in chunks)
-    bar = tqdm(total=len(items), desc="check", unit="image", dynamic_ncols=True)
-    with bar, Pool(jobs if len(chunks) > 8 else 1) as pool:
-        for part in pool.map(check, tasks):
-            findings.update(part)
-            bar.update(len(part))
-    rows = {split: summary(ids, NEEDS[split], findings) for split, (ids, _) in lists.items()}
-    return {split: row | {"list": lists[split][1]} for split, row in rows.items()}, findings
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -233,23 +220,17 @@ def main() -> None:
     if args.sbd is not None and importlib.util.find_spec("scipy") is None:
         raise InputError("--sbd: reading SBD's .mat files needs SciPy: pip install scipy")
     try:
-        rows, findings = prepare(data, args.sbd, args.jobs)
+        rows, problems = prepare(data, args.sbd, args.jobs)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         tree = f"cp -rs {data.root.resolve()} DIR"  # a tree of links that can be added to
         raise InputError(f"{data.root}: cannot be written; `{tree}`, then --voc DIR") from None
-    problems = [
-        {"id": image_id, "part": part, "kind": problem[0], "message": problem[1]}
-        for image_id, finding in findings.items()
-        for part, problem in finding.items()
-        if problem is not None
-    ]
-    problems.sort(key=lambda problem: ("broken", "missing", "differs").index(problem["kind"]))
     print_report(rows, problems, args.problems)
     if args.json is not None:
-        files.write_json(args.json, {"splits": rows, "problems": problems})
-    broken = sum(problem["kind"] == "broken" for problem in problems)
+        named = [dict(zip(("id", "part", "kind", "message"), p, strict=True)) for p in problems]
+        files.write_json(args.json, {"splits": rows, "problems": named})
+    broken = sum(kind == "broken" for _, _, kind, _ in problems)
     if broken:
         raise InputError(f"{data.root}: broken files ({broken}), named above; replace them")
     if not any(row["state"].startswith("ready") for row in rows.values()):

@@ -27,11 +27,6 @@ class Step:
     split: str = "train"
 
     @property
-    def scored_by(self) -> str:
-        """The option of evaluate.py that takes its directory; empty where it is not scored."""
-        return f"--{self.holds}" if self.title else ""
-
-    @property
     def makes_cams(self) -> bool:
         """Whether its scores come from no other scores."""
         return self.holds == "scores" and "--scores" not in dict(self.reads)
@@ -42,26 +37,16 @@ class Step:
         return self.name if self.split == "train" else self.split
 
 
+# What the walk and the prediction read.
+WALK = (("--scores", "cam"), ("--checkpoint", "affinity"))
+PREDICTION = (("--checkpoint", "segmentation"),)
 STEPS = (
     Step("classification", "train_classification", "model"),
     Step("cam", "make_cam", "scores", (("--checkpoint", "classification"),), "CAM"),
     Step("affinity_labels", "make_affinity_labels", "labels", (("--scores", "cam"),)),
     Step("affinity", "train_affinity", "model", (("--labels", "affinity_labels"),)),
-    Step(
-        "rw",
-        "make_random_walk",
-        "scores",
-        (("--scores", "cam"), ("--checkpoint", "affinity")),
-        "+ random walk",
-    ),
+    Step("rw", "make_random_walk", "scores", WALK, "+ random walk"),
     Step("pseudo", "make_pseudo_labels", "labels", (("--scores", "rw"),), "+ dense CRF"),
     Step("segmentation", "train_segmentation", "model", (("--labels", "pseudo"),)),
-    Step(
-        "predictions",
-        "predict",
-        "labels",
-        (("--checkpoint", "segmentation"),),
-        "segmentation",
-        "val",
-    ),
+    Step("predictions", "predict", "labels", PREDICTION, "segmentation", "val"),
 )

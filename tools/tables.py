@@ -24,8 +24,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
@@ -38,17 +39,6 @@ from tools import steps
 from tools.steps import Step
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the paper. last: the step that its rows end with."""
-
-    last: str
-    variants: tuple[str, ...]
-    backbones: tuple[str, ...]
-
-
 VARIANTS = {  # of the classifier
     "cls": ("--no-p-cls", "--no-re"),
     "p_cls": ("--no-re",),
@@ -56,10 +46,10 @@ VARIANTS = {  # of the classifier
     "all": (),
 }
 BACKBONES = ("resnet50", "resnest50", "resnest101", "resnest269")
-TABLES = {
-    1: Table("cam", tuple(VARIANTS), ("resnet50",)),
-    2: Table("pseudo", ("all",), BACKBONES),
-    3: Table("predictions", ("all",), BACKBONES),
+TABLES = {  # of the paper: the step that the rows end with, their variants and backbones
+    1: ("cam", tuple(VARIANTS), ("resnet50",)),
+    2: ("pseudo", ("all",), BACKBONES),
+    3: ("predictions", ("all",), BACKBONES),
 }
 
 SHAPES = "--train 450 --val 60 --size 128"
@@ -77,8 +67,7 @@ SMALL = {  # for the synthetic data; why these, scripts/demo.sh says
 MADE_FROM = {"hr_cam": "cam", "test": "predictions"}
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row of one or more tables: its directory, and the last of its steps."""
 
     folder: Path
@@ -94,21 +83,18 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--data", type=Path, help="data root (VOCdevkit/VOC2012; small: made)")
     p.add_argument("--split", help="list that is trained on (train_aug; small: train)")
     p.add_argument("--runs", type=Path, help="directory of all runs (runs/voc; small: runs/small)")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of each row a seed")
     p.add_argument(
-        "--backbones", nargs="+", choices=backbones.NAMES, help="in place of the paper's"
+        "--seeds", type=options.seed, nargs="+", default=[0], help="one run of each row a seed"
     )
+    names = backbones.NAMES
+    p.add_argument("--backbones", nargs="+", choices=names, help="in place of the paper's")
     p.add_argument("--gpus", type=options.integer(1, 64), default=1, help="processes of a stage")
     p.add_argument("--small", action="store_true", help="synthetic data, ResNet-18, minutes")
     p.add_argument("--hr-cam", action="store_true", help="score the released code's map as well")
     p.add_argument("--test", action="store_true", help="Table 3: make the submission for test too")
+    more = "more options of a step, as in --with 'segmentation=--accumulate 4'; may be repeated"
     p.add_argument(
-        "--with",
-        dest="more",
-        action="append",
-        default=[],
-        metavar="STEP=OPTIONS",
-        help="more options of a step, as in --with 'segmentation=--accumulate 4'; may be repeated",
+        "--with", dest="more", action="append", default=[], metavar="STEP=OPTIONS", help=more
     )
     return p
 
@@ -117,10 +103,10 @@ def rows(args: argparse.Namespace) -> list[Row]:
     """The rows of the tables asked for, each once."""
     order = [step.name for step in steps.STEPS]
     last: dict[tuple[int, str, str], str] = {}
-    for table in (TABLES[number] for number in args.tables):
-        names = args.backbones or (("resnet18",) if args.small else table.backbones)
-        for key in itertools.product(args.seeds, names, table.variants):
-            last[key] = max(last.get(key, table.last), table.last, key=order.index)
+    for end, variants, papers in map(TABLES.get, args.tables):
+        names = args.backbones or (("resnet18",) if args.small else papers)
+        for key in itertools.product(args.seeds, names, variants):
+            last[key] = max(last.get(key, end), end, key=order.index)
     return [
         Row(args.runs / name / f"seed{seed}" / variant, name, seed, variant, end)
         for (seed, name, variant), end in last.items()
@@ -142,8 +128,9 @@ def plan(row: Row, args: argparse.Namespace) -> Iterator[Step]:
 def commands(step: Step, row: Row, args: argparse.Namespace) -> Iterator[list[object]]:
     """A step's stage, and what scores it or packs it for the server: scripts and their options."""
     models = [each.name for each in steps.STEPS if each.holds == "model"]
-    out, split = row.folder / step.name, args.split if step.split == "train" else step.split
-    stage = [f"{step.script}.py", "--data", args.data, "--split", split, "--out", out]
+    out, data = row.folder / step.name, ["--data", args.data]
+    split = args.split if step.split == "train" else step.split
+    stage = [f"{step.script}.py", *data, "--split", split, "--out", out]
     for option, name in step.reads:
         source = row.folder / name
         stage += [option, source / "model.pt" if name in models else source]
@@ -159,23 +146,19 @@ def commands(step: Step, row: Row, args: argparse.Namespace) -> Iterator[list[ob
     yield stage + ["--map", "hr_cam"] * (step.name == "hr_cam")
 
     if step.title:
-        name = step.name if step.split == "train" else step.split
-        score = ["evaluate.py", "--data", args.data, "--split", step.split, step.scored_by, out]
-        yield [*score, "--json", row.folder / f"{name}.json"]
+        score = ["evaluate.py", *data, "--split", step.split, f"--{step.holds}", out]
+        yield [*score, "--json", row.folder / f"{step.figures}.json"]
     if step.name == "test":
         archive = row.folder / "submission.tgz"
-        yield ["tools/export_voc.py", "--data", args.data, "--predictions", out, "--out", archive]
+        yield ["tools/export_voc.py", *data, "--predictions", out, "--out", archive]
 
 
 def run_row(row: Row, args: argparse.Namespace) -> str:
     """Run a row to its end, or up to what fails: the reason in one line, empty if nothing did."""
     for step in plan(row, args):
-        stage, *others = commands(step, row, args)
-        failed = run(stage, args.gpus)
-        for command in others:
-            failed = failed or run(command)
-        if failed:
-            return f"{step.name}: {failed}"
+        for number, command in enumerate(commands(step, row, args)):
+            if failed := run(command, 1 if number else args.gpus):
+                return f"{step.name}: {failed}"
     return ""
 
 
@@ -233,8 +216,7 @@ def complete(args: argparse.Namespace) -> None:
     args.split = args.split or ("train" if args.small else "train_aug")
     if args.small and args.data is None:
         args.data = args.runs / "data"
-        failed = run(["tools/make_shapes.py", "--out", args.data, *SHAPES.split()])
-        if failed:
+        if failed := run(["tools/make_shapes.py", "--out", args.data, *SHAPES.split()]):
             raise InputError(failed)
     args.data = (args.data or Path("VOCdevkit/VOC2012")).resolve()
     DataRoot(args.data).ids(args.split)
@@ -246,16 +228,16 @@ def main(argv: list[str] | None = None) -> None:
     todo, failures = rows(args), []
     for number, row in enumerate(todo, 1):
         print(f"== row {number} of {len(todo)}: {row.folder}", flush=True)
-        failed, note = run_row(row, args), row.folder / "failed.txt"
-        if failed:
+        note = row.folder / "failed.txt"
+        if failed := run_row(row, args):
             row.folder.mkdir(parents=True, exist_ok=True)
             files.write_text(note, failed + "\n")
             failures.append(f"FAILED: {row.folder}: {failed}")
         else:
             note.unlink(missing_ok=True)
     page = args.runs / "report"
-    failed = run(["tools/report.py", args.runs, "--out", page, "--data", args.data])
-    failures += [f"FAILED: {page}: {failed}"] if failed else []
+    if failed := run(["tools/report.py", args.runs, "--out", page, "--data", args.data]):
+        failures.append(f"FAILED: {page}: {failed}")
     if failures:
         sys.exit("\n".join(failures))
 
