@@ -102,7 +102,7 @@ def test_an_image_without_any_class_is_background(tmp_path):
     assert file.classes.shape == (0,) and file.cam.shape == (0, 12, 16)
     full = upsample(torch.from_numpy(file.cam), file.size)
     assert full.shape == (0, 48, 64)
-    label = cam.label_map(full, 0.3, file.classes)
+    label = np.array([0, *file.classes])[cam.label_map(full, 0.3)]
     assert label.shape == (48, 64) and not label.any()
     sweep = scoring.scores(data, tmp_path, "SegmentationClass", [0.0, 0.5], ["train0"])
     for confusion in sweep.confusions():

@@ -76,7 +76,7 @@ INFERENCE = {
     "sums of hr_cam": (lambda *x: cam.sum_scales(network, x, (40, 56), high_res=True), *COPIES),
     "classes": (lambda x: cam.of_classes(x, [1, 3]), MAPS[0]),
     "no class": (lambda x: cam.of_classes(x, []), MAPS[0]),
-    "label map": (lambda x: cam.label_map(x, 0.6, [2, 4, 5, 7, 11]), MAPS[0]),
+    "label map": (lambda x: cam.label_map(x, 0.6), MAPS[0]),
     "segmentation": (lambda *x: segmentation.probabilities(network, x, (40, 56)), *COPIES),
     "walk": (lambda x, y: rescale(random_walk(x, y), (46, 59)), WALKED, WALKED[0]),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,52 +24,32 @@ def normalize(maps: Tensor) -> Tensor:
 
 
 def sum_scales(
-    network: Callable[[Tensor], Tensor],
-    copies: Sequence[Tensor],
-    size: tuple[int, int],
-    high_res: bool = False,
+    network: passes.Network, copies: Sequence[Tensor], size: tuple[int, int], high_res: bool = False
 ) -> Tensor:
-    """Sum of the CAMs over scales and flips, not yet normalised.
+    """Sum of the CAMs over scales and flips, not yet normalised: (B, C, ceil(H/4), ceil(W/4)).
 
-    Args:
-        network, copies: see `passes.outputs`; the maps are class maps at stride 16.
-        size: (H, W) of the images.
-        high_res: of the two sums that the authors' code keeps, not the one at stride 4 but
-            `hr_cam`, at the size of the image, of which these are the samples (`scores.sample`).
-            Upsampled and divided by its maximum, the map is off by .001 on average, .13 at most
-            where a slope breaks, and 99.7% of the pixels keep their label at thresholds from .05
-            to .4 (photographs, their colours in place of class maps).
-
-    Returns:
-        float32 (B, C, ceil(H/4), ceil(W/4)).
+    Network and copies as in `passes.summed`, the maps being class maps at stride 16; size: (H, W)
+    of the images. `high_res`: of the two sums that the authors' code keeps, not the one at stride 4
+    but `hr_cam`, at the size of the image, of which these are the samples (`scores.sample`).
+    Upsampled and divided by its maximum, the map is off by .001 on average, .13 at most where a
+    slope breaks, and 99.7% of the pixels keep their label at thresholds from .05 to .4
+    (photographs, their colours in place of class maps).
     """
     multiple = CAM.high_res_multiple
     grid = [-(-side // multiple) * multiple for side in size] if high_res else strided_size(size)
-    total = torch.zeros(())
-    for pair in passes.outputs(network, copies):
-        for maps in pair:
-            total = total + F.interpolate(F.relu(maps), grid, mode="bilinear")
+    total = passes.summed(network, copies, grid, F.relu)
     return sample(total[..., : size[0], : size[1]]) if high_res else total
 
 
 @torch.inference_mode()
 def multi_scale(
-    network: Callable[[Tensor], Tensor],
+    network: passes.Network,
     image: Image.Image | np.ndarray,
     scales: Sequence[float] = SCALES,
     device: torch.device | str = "cpu",
     high_res: bool = False,
 ) -> Tensor:
-    """Multi-scale, flipped CAMs of one RGB image, before normalisation.
-
-    Args:
-        network: any callable (N, 3, H, W) -> (N, C, h, w) on `device`.
-        image: PIL image or uint8 (H, W, 3).
-        high_res: see `sum_scales`.
-
-    Returns:
-        float32 (C, ceil(H/4), ceil(W/4)), the sum over scales and flips.
-    """
+    """`sum_scales` of one RGB image, PIL or uint8 (H, W, 3): float32 (C, ceil(H/4), ceil(W/4))."""
     size = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
     copies = [copy[None].to(device) for copy in pyramid(image, scales)]
     return sum_scales(network, copies, size, high_res)[0]
@@ -84,7 +64,7 @@ def of_classes(sums: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def seen(
-    network: Callable[[Tensor], Tensor],
+    network: passes.Network,
     image: np.ndarray,
     scales: Sequence[float],
     threshold: float,
@@ -92,12 +72,8 @@ def seen(
 ) -> tuple[list[int], Tensor]:
     """The classes that a classifier sees in an image without labels, and their CAMs.
 
-    Args:
-        image: uint8 (H, W, 3). threshold: probability of a class that is seen; where none reaches
-            it, the likeliest one is.
-
-    Returns:
-        Class indices 1..C, ascending; float32 (K, H, W) in 0..1.
+    Image uint8 (H, W, 3); seen is a class of at least the probability `threshold`, or else the
+    likeliest one. Returns class indices 1..C, ascending, and float32 (K, H, W) in 0..1.
     """
     views = normalize_images(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))
     logits = network(torch.cat([views, views.flip(-1)])).float().mean((0, 2, 3))
@@ -107,23 +83,14 @@ def seen(
     return classes, upsample(of_classes(sums, classes), image.shape[:2])
 
 
-def label_map(maps: Tensor, threshold: float, classes: Sequence[int] | None = None) -> Tensor:
+def label_map(maps: Tensor, threshold: float) -> Tensor:
     """The best class of each pixel against a constant background score, which wins ties.
 
-    Args:
-        maps: scores (K, H, W), floating; K = 0 gives a map that is all background.
-        threshold: score of the background.
-        classes: index of each of the K classes; None: 1..K, as the dense CRF wants them.
-
-    Returns:
-        uint8 (H, W) on the device of the maps, 0 = background.
+    Scores (K, H, W), floating; K = 0 gives a map that is all background. Returns uint8 (H, W) on
+    their device: 0 is the background, 1..K the classes, as the dense CRF wants them.
     """
     background = maps.new_full((1, *maps.shape[1:]), threshold)
-    best = torch.cat([background, maps]).argmax(0)
-    if classes is None:
-        return best.to(torch.uint8)
-    table = torch.tensor([0, *classes], dtype=torch.uint8)
-    return table.to(maps.device, non_blocking=True)[best]
+    return torch.cat([background, maps]).argmax(0).to(torch.uint8)
 
 
 def otsu(scores: np.ndarray, bins: int = 256) -> float:
