@@ -57,10 +57,6 @@ TRAINING = {
         MAPS,
         CLASSES,
     ),
-    "reconstruction, l2": (
-        lambda x: losses.reconstruction(x, 0 * x, x[..., 0, 0], norm="l2"),
-        MAPS,
-    ),
     "affinity loss": (lambda x, y: losses.affinity(x, y, 5), EDGE, LABEL),
     "affinity loss, counts": (
         lambda x, y: losses.affinity(x, y, 5, losses.count_pairs(y, 5)),

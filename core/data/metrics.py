@@ -52,8 +52,8 @@ class ConfusionMatrix:
     def fp(self, background: bool = True) -> float:
         """Pixels wrongly given to a class, as a fraction of its union; mean over the classes seen.
 
-        The authors' code has both: its training log's mean counts the background in, its
-        evaluate.py's does not. With it, miou() / 100 + fp() + fn() = 1.
+        The mean of the authors' training log has the background in it, so that
+        miou() / 100 + fp() + fn() = 1; that of their evaluate.py leaves it out.
         """
         false = self.matrix[:, :-1].sum(0) - self._hits()
         return _mean(self._share(false)[0 if background else 1 :])
@@ -90,11 +90,10 @@ class ThresholdSweep:
     def update(self, classes: np.ndarray, scores: np.ndarray, gt: np.ndarray) -> None:
         """Count one image: the best class of every pixel, its score (floating point), ground truth.
 
-        Same shape, arrays or tensors. The comparison is made in the type of the scores, as by an
-        argmax over [threshold, scores]. Raises ValueError as `ConfusionMatrix.update` does, and for
-        scores that are NaN.
+        All of one shape. The comparison is made in the type of the scores, as by an argmax over
+        [threshold, scores]. Raises ValueError as `ConfusionMatrix.update` does, and for NaN scores.
         """
-        scores = _array(scores)
+        scores = np.asarray(scores)
         cells = _cells(classes, gt, self.n_classes)
         if scores.shape != cells.shape or scores.dtype.kind != "f" or np.isnan(scores).any():
             raise ValueError(f"scores must be numbers of shape {cells.shape}, one for each pixel")
@@ -115,20 +114,13 @@ class ThresholdSweep:
 
     def confusions(self) -> list[ConfusionMatrix]:
         """One matrix per threshold, in the order of `self.thresholds` (ascending)."""
-        confusions = []
+        confusions = [ConfusionMatrix(self.n_classes) for _ in self.thresholds]
         # The bin b holds the scores above exactly b thresholds: foreground for those before b.
         background = self.histogram.cumsum(-1)
-        for i in range(len(self.thresholds)):
-            confusion = ConfusionMatrix(self.n_classes)
+        for i, confusion in enumerate(confusions):
             confusion.matrix += background[..., -1] - background[..., i]
             confusion.matrix[:, 0] += background[..., i].sum(1)
-            confusions.append(confusion)
         return confusions
-
-
-def _array(values) -> np.ndarray:
-    """An array as it is; a tensor on any device as an array."""
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
 
 
 def _cells(pred: np.ndarray, gt: np.ndarray, n_classes: int) -> np.ndarray:
@@ -136,15 +128,14 @@ def _cells(pred: np.ndarray, gt: np.ndarray, n_classes: int) -> np.ndarray:
 
     The last row holds the ignored pixels, the last column the predictions that are no class.
     """
-    pred, gt = _array(pred), _array(gt)
+    pred, gt = np.asarray(pred), np.asarray(gt)
     if pred.shape != gt.shape or pred.dtype.kind not in "iu" or gt.dtype.kind not in "iu":
         found = f"{pred.dtype} {pred.shape} and {gt.dtype} {gt.shape}"
         raise ValueError(f"prediction and ground truth must be integers of one shape, not {found}")
     wrong = ((gt < 0) | (gt >= n_classes)) & (gt != IGNORE)
     if wrong.any():
-        raise ValueError(
-            f"ground truth holds label {gt[wrong][0]}: neither a class 0..{n_classes - 1} nor 255"
-        )
+        known = f"neither a class 0..{n_classes - 1} nor 255"
+        raise ValueError(f"ground truth holds label {gt[wrong][0]}: {known}")
     rows, columns = np.minimum(gt.astype(np.intp), n_classes), pred.astype(np.intp)
     columns[(columns < 0) | (columns >= n_classes)] = n_classes
     return rows * (n_classes + 1) + columns

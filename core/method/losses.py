@@ -25,23 +25,17 @@ def classification(logits: Tensor, labels: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(logits, labels.to(logits.dtype))
 
 
-def reconstruction(
-    maps: Tensor, merged: Tensor, labels: Tensor, masked: bool = True, norm: str = "l1"
-) -> Tensor:
-    """L_re: how far the merged maps of the tiles are from the maps of the whole images.
+def reconstruction(maps: Tensor, merged: Tensor, labels: Tensor, masked: bool = True) -> Tensor:
+    """L_re, the L1 norm: how far the merged maps of the tiles are from those of the whole images.
 
     Maps and merged (N, C, h, w), raw class maps (no ReLU, no normalisation); labels (N, C) in
     {0, 1}. `masked` silences the absent classes, which stay in the mean all the same; the paper's
-    formula has no mask. The norm is "l1" (the paper) or "l2". Raises ValueError for another one and
-    for shapes that do not fit.
+    formula has no mask. Raises ValueError for shapes that do not fit.
     """
-    if norm not in ("l1", "l2"):
-        raise ValueError(f'the norm of the reconstruction loss is "l1" or "l2", not {norm!r}')
     if maps.shape != merged.shape or maps.shape[:2] != labels.shape:
         shapes = [tuple(tensor.shape) for tensor in (maps, merged, labels)]
         raise ValueError(f"maps, merged maps and labels do not fit: {shapes}")
-    difference = _wide(maps) - _wide(merged)
-    distance = difference.abs() if norm == "l1" else difference.square()
+    distance = (_wide(maps) - _wide(merged)).abs()
     if masked:
         distance = distance * labels[:, :, None, None]
     return distance.mean()
@@ -108,8 +102,7 @@ def affinity(
         shapes = f"{tuple(edge.shape)} and {tuple(label.shape)}"
         raise ValueError(f"edge and label must both be (H, W) or both (N, H, W), not {shapes}")
     sets = _pair_sets(label, radius)
-    if counts is None:
-        counts = _sizes(sets)
+    counts = _sizes(sets) if counts is None else counts
     affinities = pair_affinity(_wide(edge).reshape(-1, *edge.shape[-2:]), radius)
     log_likelihood = torch.where(sets[2], 1 - affinities, affinities).add_(AFFINITY.epsilon).log()
     # The rest is 0, not left out: to learn how many a selection leaves, the host would wait.
