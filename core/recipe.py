@@ -9,10 +9,16 @@ background scores. Nothing is computed here, and nothing of the project is impor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
-@dataclass(frozen=True)
-class Data:
+def constants(stage: Any) -> Any:
+    """Turn a class into its one, frozen instance."""
+    return dataclass(frozen=True)(stage)()
+
+
+@constants
+class DATA:
     """PASCAL VOC 2012 with SBD's images: train_aug = (SBD train + val + VOC train) - VOC val."""
 
     classes: int = 20  # without the background
@@ -25,8 +31,8 @@ class Data:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class Backbone:
+@constants
+class BACKBONE:
     """ResNet or ResNeSt without the stride of layer4, as in the released code."""
 
     output_stride: int = 16
@@ -51,8 +57,8 @@ class Training:
     rate_factors: tuple[int, int, int, int] = (1, 2, 10, 20)
 
 
-@dataclass(frozen=True)
-class Classification(Training):
+@constants
+class CLASSIFICATION(Training):
     """The classifier and the puzzle module (Puzzle-CAM)."""
 
     epochs: int = 15
@@ -66,8 +72,8 @@ class Classification(Training):
     alpha_ramp: float = 0.5  # share of the training in which alpha rises from 0
 
 
-@dataclass(frozen=True)
-class ActivationMaps:
+@constants
+class CAM:
     """Class activation maps at inference."""
 
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # each with its mirror image
@@ -87,15 +93,15 @@ class CRF:
     bilateral_compat: float = 10.0
 
 
-@dataclass(frozen=True)
-class LabelCRF(CRF):
+@constants
+class LABEL_CRF(CRF):
     """Of label maps (IRN)."""
 
     gt_prob: float = 0.7  # with which a pixel's label is right
 
 
-@dataclass(frozen=True)
-class ProbabilityCRF(CRF):
+@constants
+class PROBABILITY_CRF(CRF):
     """Of the segmentation's softmax."""
 
     bilateral_sxy: float = 80.0
@@ -103,8 +109,8 @@ class ProbabilityCRF(CRF):
     min_prob: float = 1e-5  # the unary energy is -log of at least this
 
 
-@dataclass(frozen=True)
-class AffinityLabels:
+@constants
+class AFFINITY_LABELS:
     """Confident labels from CAMs (IRN); the thresholds are published for ResNeSt-101 only."""
 
     foreground_threshold: float = 0.40  # a class that beats it is certain
@@ -112,8 +118,8 @@ class AffinityLabels:
     crf_iterations: int = 10
 
 
-@dataclass(frozen=True)
-class Affinity(Training):
+@constants
+class AFFINITY(Training):
     """The boundary network of IRN on a frozen backbone."""
 
     epochs: int = 3
@@ -131,8 +137,8 @@ class Affinity(Training):
     epsilon: float = 1e-5  # in the logarithms
 
 
-@dataclass(frozen=True)
-class RandomWalk:
+@constants
+class RANDOM_WALK:
     """From the CAMs to the boundaries (IRN)."""
 
     pad_to: int = 512  # images are padded to the crop of the training ...
@@ -142,16 +148,16 @@ class RandomWalk:
     log2_steps: int = 8
 
 
-@dataclass(frozen=True)
-class PseudoLabels:
+@constants
+class PSEUDO_LABELS:
     """Labels of the segmentation, from the scores after the walk."""
 
     threshold: float = 0.35  # published for ResNeSt-101 only
     crf_iterations: int = 1
 
 
-@dataclass(frozen=True)
-class Segmentation(Training):
+@constants
+class SEGMENTATION(Training):
     """DeepLabv3+ (Chen et al., ECCV 2018) on the pseudo-labels; the backbone's BN is frozen."""
 
     epochs: int = 50
@@ -167,37 +173,18 @@ class Segmentation(Training):
     decoder_dropouts: tuple[float, float] = (0.5, 0.1)
 
 
-@dataclass(frozen=True)
-class Prediction:
+@constants
+class PREDICTION:
     """Segmentation at inference: logits summed over scales and mirror images."""
 
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     crf_iterations: int = 10
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@constants
+class EVALUATION:
     """The thresholds that scores are tried at; Tables 1 and 2 report the best."""
 
     # Ours, finer than the released grid: 0.05 to 0.60 by 0.01.
     thresholds: tuple[float, ...] = tuple(i / 100 for i in range(5, 61))
-    # fmt: off
-    paper_thresholds: tuple[float, ...] = (
-        0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70, 0.75,
-    )
-    # fmt: on
-
-
-DATA = Data()
-BACKBONE = Backbone()
-CLASSIFICATION = Classification()
-CAM = ActivationMaps()
-AFFINITY_LABELS = AffinityLabels()
-LABEL_CRF = LabelCRF()
-AFFINITY = Affinity()
-RANDOM_WALK = RandomWalk()
-PSEUDO_LABELS = PseudoLabels()
-SEGMENTATION = Segmentation()
-PREDICTION = Prediction()
-PROBABILITY_CRF = ProbabilityCRF()
-EVALUATION = Evaluation()
+    paper_thresholds: tuple[float, ...] = tuple(i / 100 for i in range(5, 80, 5))  # the released

@@ -24,12 +24,6 @@ def stand_in(images: torch.Tensor) -> torch.Tensor:
     return torch.cat([mean, mean[:, :1] - mean[:, 1:2]], 1)
 
 
-def test_normalize_golden():
-    g = golden("cam_norm")
-    got = cam.normalize(torch.from_numpy(g["features"]))
-    np.testing.assert_allclose(got, g["cams"], rtol=1e-5, atol=1e-7)
-
-
 def test_multi_scale_golden():
     g = golden("multi_scale_cam")
     sums = cam.multi_scale(stand_in, g["image"], cam.SCALES)
@@ -84,14 +78,13 @@ def test_sample_keeps_the_maximum():
 @pytest.mark.parametrize("threshold", [0.0, 0.35, 0.8])
 def test_label_map_is_the_argmax_with_a_constant_background(threshold):
     maps = (torch.rand(3, 9, 14, generator=torch.Generator().manual_seed(0)) * 20).round() / 20
-    label, places = cam.label_map(maps, threshold, [2, 5, 250]), cam.label_map(maps, threshold)
-    assert label.dtype == places.dtype == torch.uint8
+    label = cam.label_map(maps, threshold)
+    assert label.dtype == torch.uint8
     for y in range(9):
         for x in range(14):
             best = max(range(3), key=lambda k: maps[k, y, x])
             is_object = maps[best, y, x] > torch.tensor(threshold)  # the background wins ties
-            assert places[y, x] == (best + 1 if is_object else 0)
-            assert label[y, x] == ([2, 5, 250][best] if is_object else 0)
+            assert label[y, x] == (best + 1 if is_object else 0)
 
 
 def test_an_image_without_any_class_is_background(tmp_path):

@@ -67,7 +67,6 @@ TRAINING = {
 }
 INFERENCE = {
     "normalize": (normalize, IMAGES, BOXES),
-    "cam.normalize": (cam.normalize, MAPS),
     "sums at stride 4": (lambda *x: cam.sum_scales(network, x, (40, 56)), *COPIES),
     "sums of hr_cam": (lambda *x: cam.sum_scales(network, x, (40, 56), high_res=True), *COPIES),
     "classes": (lambda x: cam.of_classes(x, [1, 3]), MAPS[0]),

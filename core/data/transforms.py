@@ -89,13 +89,11 @@ def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
     return views.contiguous(memory_format=torch.channels_last)
 
 
-def pyramid(image: Image.Image | np.ndarray, scales: Sequence[float] = SCALES) -> list[Tensor]:
-    """Bicubic copies of an RGB image (PIL or uint8 (H, W, 3)): one uint8 (3, h, w) per scale."""
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
+def pyramid(image: np.ndarray, scales: Sequence[float] = SCALES) -> list[Tensor]:
+    """Bicubic copies of an RGB image, uint8 (H, W, 3): one uint8 (3, h, w) per scale."""
     copies = []
     for scale in scales:
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        copy = image if scale == 1 else image.resize(size, Image.Resampling.BICUBIC)
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        copy = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
         copies.append(torch.from_numpy(np.array(copy)).permute(2, 0, 1).contiguous())
     return copies

@@ -7,20 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from core.data.scores import sample, strided_size, upsample
-from core.data.transforms import SCALES, pyramid
-from core.data.transforms import normalize as normalize_images
+from core.data.transforms import SCALES, normalize, pyramid
 from core.method import passes
 from core.recipe import CAM
-
-
-def normalize(maps: Tensor) -> Tensor:
-    """CAMs in training views: relu(relu(A) - 1e-5) / (max(relu(A)) + 1e-5), (N, C, h, w)."""
-    maps = F.relu(maps)
-    return F.relu(maps - CAM.epsilon) / (maps.amax((-2, -1), keepdim=True) + CAM.epsilon)
 
 
 def sum_scales(
@@ -44,15 +36,14 @@ def sum_scales(
 @torch.inference_mode()
 def multi_scale(
     network: passes.Network,
-    image: Image.Image | np.ndarray,
+    image: np.ndarray,
     scales: Sequence[float] = SCALES,
     device: torch.device | str = "cpu",
     high_res: bool = False,
 ) -> Tensor:
-    """`sum_scales` of one RGB image, PIL or uint8 (H, W, 3): float32 (C, ceil(H/4), ceil(W/4))."""
-    size = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+    """`sum_scales` of one RGB image, uint8 (H, W, 3): float32 (C, ceil(H/4), ceil(W/4))."""
     copies = [copy[None].to(device) for copy in pyramid(image, scales)]
-    return sum_scales(network, copies, size, high_res)[0]
+    return sum_scales(network, copies, image.shape[:2], high_res)[0]
 
 
 def of_classes(sums: Tensor, classes: Sequence[int]) -> Tensor:
@@ -75,7 +66,7 @@ def seen(
     Image uint8 (H, W, 3); seen is a class of at least the probability `threshold`, or else the
     likeliest one. Returns class indices 1..C, ascending, and float32 (K, H, W) in 0..1.
     """
-    views = normalize_images(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))
+    views = normalize(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))
     logits = network(torch.cat([views, views.flip(-1)])).float().mean((0, 2, 3))
     classes = (torch.nonzero(logits.sigmoid() >= threshold).flatten() + 1).tolist()
     classes = classes or [int(logits.argmax()) + 1]
