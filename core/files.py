@@ -53,11 +53,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_text(path: Path, remedy: str, max_bytes: int = 64 << 20) -> str:
-    """Read a UTF-8 text file.
-
-    Raises:
-        InputError: the file is missing, larger than `max_bytes` or not UTF-8.
-    """
+    """Read a UTF-8 text file; InputError where it is missing, over `max_bytes` or not UTF-8."""
     try:
         if path.stat().st_size > max_bytes:
             raise InputError(f"{path}: over {max_bytes >> 20} MiB, not what it should be; {remedy}")
@@ -71,11 +67,7 @@ def read_text(path: Path, remedy: str, max_bytes: int = 64 << 20) -> str:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        InputError: the file is missing, damaged or holds something else than an object.
-    """
+    """Read a JSON object; InputError where it is missing, damaged or something else."""
     try:
         value = json.loads(read_text(path, remedy))
     except (ValueError, RecursionError):  # ValueError also for numbers of many digits
@@ -94,11 +86,7 @@ def digest_text(parts: Iterable[str]) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 (first 16 hex digits) of a file's bytes.
-
-    Raises:
-        InputError: the file is missing.
-    """
+    """SHA-256 (first 16 hex digits) of a file's bytes; InputError where it is missing."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
