@@ -187,8 +187,8 @@ class TrainingViews(torch.utils.data.Dataset):
         rng = np.random.default_rng((self.seed, epoch, position))
         image, mask = images.read_image(self.data.image_path(image_id)), None
         if self.label_folder is not None:
-            path, (height, width) = self.label_folder / f"{image_id}.png", image.shape[1:]
-            mask = torch.from_numpy(images.read_label(path, self.data.n_labels, (height, width)))
+            path, size = self.label_folder / f"{image_id}.png", (image.shape[1], image.shape[2])
+            mask = torch.from_numpy(images.read_label(path, self.data.n_labels, size))
         view, target, box = self.view(image, mask, rng)
         if target is None:
             target = torch.zeros(len(self.data.classes))

@@ -22,9 +22,8 @@ SCALES = CAM.scales
 class RandomView:
     """Resize the LONGER side to a random integer, flip, then crop or pad to a square.
 
-    Args:
-        sides: inclusive range (pixels) of the longer side after the bicubic resize.
-        crop: side of the square view. A smaller image lies at a random offset in it.
+    The integer is in the range `sides`, both ends in it; the resize is bicubic. The square's side
+    is `crop`; a smaller image lies at a random offset in it.
     """
 
     def __init__(self, sides: tuple[int, int], crop: int):

@@ -1,6 +1,6 @@
 """Pictures for people: heat maps, coloured label maps, overlays and legends.
 
-Every picture is a uint8 RGB array (H, W, 3).
+Pictures are uint8 RGB arrays (H, W, 3), maps are (H, W); ValueError where the sizes differ.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ INK, MUTED, PAPER = (25, 25, 25), (150, 150, 150), (255, 255, 255)
 
 
 def heat_map(image: np.ndarray, score: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """A photograph under a float (H, W) score in 0..1: blue is low, red is high.
-
-    Raises:
-        ValueError: the sizes differ.
-    """
+    """A photograph under a float score in 0..1 of its size: blue is low, red is high."""
     _check_size(image, score)
     steps = np.rint(255 * np.nan_to_num(np.clip(score, 0, 1))).astype(np.uint8)
     colours = cv2.applyColorMap(steps, cv2.COLORMAP_JET)[..., ::-1]
@@ -36,11 +32,7 @@ def colour_label(label: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, label: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """A photograph with its uint8 (H, W) label map over it; the background stays as it is.
-
-    Raises:
-        ValueError: the sizes differ.
-    """
+    """A photograph with its uint8 label map over it; the background stays as it is."""
     _check_size(image, label)
     blended = cv2.addWeighted(image, 1 - opacity, colour_label(label), opacity, 0)
     return np.where((label == 0)[..., None], image, blended)

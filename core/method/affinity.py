@@ -70,9 +70,8 @@ class _PairAffinity(torch.autograd.Function):
     @staticmethod
     def forward(ctx, edge: Tensor, radius: int) -> Tensor:
         offsets, lines = paths(radius)
-        affinity = edge.new_empty(
-            edge.shape[0], len(offsets), *neighbour(edge, offsets[0], radius).shape[1:]
-        )
+        size = neighbour(edge, offsets[0], radius).shape[1:]
+        affinity = edge.new_empty(len(edge), len(offsets), *size)
         winner = torch.empty_like(affinity, dtype=torch.uint8) if ctx.needs_input_grad[0] else None
         for i, line in enumerate(lines):
             path = torch.stack([neighbour(edge, pixel, radius) for pixel in line])
