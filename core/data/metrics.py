@@ -32,14 +32,9 @@ class ConfusionMatrix:
         counts = np.bincount(cells.ravel(), minlength=(self.n_classes + 1) ** 2)
         self.matrix += counts.reshape(-1, self.n_classes + 1)[:-1]
 
-    def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
+    def merge(self, other: ConfusionMatrix) -> None:
         """Add the counts of another process. Raises ValueError for another number of classes."""
-        if other.n_classes != self.n_classes:
-            raise ValueError(f"cannot add {other.n_classes} classes to {self.n_classes}")
-        self.matrix += other.matrix
-        return self
-
-    __iadd__ = merge
+        self.matrix += other.matrix  # NumPy refuses another shape
 
     def iou(self) -> np.ndarray:
         """Intersection over union in percent, (n_classes,); NaN for a class on neither side."""
@@ -102,15 +97,11 @@ class ThresholdSweep:
         counts = np.bincount(cells.ravel() * bins + below, minlength=(rows + 1) * columns * bins)
         self.histogram += counts.reshape(-1, columns, bins)[:-1]
 
-    def merge(self, other: ThresholdSweep) -> ThresholdSweep:
+    def merge(self, other: ThresholdSweep) -> None:
         """Add the counts of another process. Raises ValueError for other thresholds or classes."""
-        same = np.array_equal(self.thresholds, other.thresholds)
-        if not same or other.n_classes != self.n_classes:
-            raise ValueError("cannot add a sweep over other thresholds or other classes")
+        if not np.array_equal(self.thresholds, other.thresholds):
+            raise ValueError("cannot add a sweep over other thresholds")
         self.histogram += other.histogram
-        return self
-
-    __iadd__ = merge
 
     def confusions(self) -> list[ConfusionMatrix]:
         """One matrix per threshold, in the order of `self.thresholds` (ascending)."""

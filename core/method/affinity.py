@@ -104,10 +104,8 @@ class _PairAffinity(torch.autograd.Function):
 
 
 def pair_affinity(edge: Tensor, radius: int) -> Tensor:
-    """Affinities of the pixels whose half disc lies inside the image (those the loss is made of).
-
-    Edge (N, H, W), float in [0, 1] -> (N, n_offsets, h, w), with h and w of `neighbour`;
-    differentiable. The offsets are those of `paths(radius)`.
+    """`affinity` of the pixels whose half disc lies inside the image (those the loss is made of):
+    edge (N, H, W) -> (N, n_offsets, h, w), with h and w of `neighbour`.
     """
     return _PairAffinity.apply(edge, radius)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from core.data.images import IGNORE
 from core.method.affinity import neighbour, pair_affinity, paths
-from core.recipe import AFFINITY, CLASSIFICATION
+from core.recipe import AFFINITY
+from core.recipe import CLASSIFICATION as RECIPE
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -75,10 +76,7 @@ def puzzle(
 
 
 def alpha(
-    step: int,
-    max_step: int,
-    peak: float = CLASSIFICATION.alpha,
-    ramp: float = CLASSIFICATION.alpha_ramp,
+    step: int, max_step: int, peak: float = RECIPE.alpha, ramp: float = RECIPE.alpha_ramp
 ) -> float:
     """Weight of L_re at a global step: 0 -> peak, linear over the first `ramp` of training."""
     if max_step < 1 or ramp < 0:
@@ -91,12 +89,12 @@ def affinity(
 ) -> Tensor:
     """Affinity loss (IRN, "Loss for class boundary detection"): an edge only between unlike pairs.
 
-    Edge (H, W) or (N, H, W), probabilities in [0, 1]; label of the same shape, integers in
-    0..255, 0 = background, 255 = ignore. L = (L_bgpos/2 + L_fgpos/2 + L_neg)/2, each the mean over
-    its pairs in the whole batch: both background, both the same class, different. The sources
-    are the pixels whose half disc of `radius` lies inside the image, as in the code of IRN: pairs
-    never leave it. A set without pairs contributes 0. `counts` (3,) replaces the numbers of pairs
-    that the sums are divided by, for a microbatch. Raises ValueError where the shapes differ.
+    Edge (H, W) or (N, H, W), probabilities in [0, 1]; label of the same shape, integers in 0..255,
+    0 = background, 255 = ignore. L = (L_bgpos/2 + L_fgpos/2 + L_neg)/2, each the mean over its
+    pairs in the whole batch: both background, both the same class, different; 0 without any. The
+    sources are those of `pair_affinity`, as in the code of IRN: pairs never leave the image.
+    `counts` (3,) replaces the numbers of pairs that the sums are divided by, for a microbatch.
+    Raises ValueError where the shapes differ.
     """
     if edge.shape != label.shape or edge.ndim not in (2, 3):
         shapes = f"{tuple(edge.shape)} and {tuple(label.shape)}"
