@@ -1,7 +1,5 @@
 """Writing files so that nobody ever sees half of one, and telling what a file or folder holds."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

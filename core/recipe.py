@@ -6,8 +6,6 @@ the released code's unless its comment says otherwise. Sizes are in pixels, thre
 background scores. Nothing is computed here, and nothing of the project is imported.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,27 +84,17 @@ class CAM:
 class CRF:
     """Dense CRF (Krähenbühl and Koltun, NIPS 2011): a Gaussian and a bilateral Potts term."""
 
-    gaussian_sxy: float = 3.0  # width in pixels
-    gaussian_compat: float = 3.0  # weight
-    bilateral_sxy: float = 50.0
-    bilateral_srgb: float = 5.0  # width in 8-bit colour steps
-    bilateral_compat: float = 10.0
-
-
-@constants
-class LABEL_CRF(CRF):
-    """Of label maps (IRN)."""
-
+    bilateral_sxy: float  # width in pixels
+    bilateral_srgb: float  # width in 8-bit colour steps
+    bilateral_compat: float = 10.0  # weight
+    gaussian_sxy: float = 3.0
+    gaussian_compat: float = 3.0
     gt_prob: float = 0.7  # with which a pixel's label is right
+    min_prob: float = 1e-5  # the unary energy of probabilities is -log of at least this
 
 
-@constants
-class PROBABILITY_CRF(CRF):
-    """Of the segmentation's softmax."""
-
-    bilateral_sxy: float = 80.0
-    bilateral_srgb: float = 13.0
-    min_prob: float = 1e-5  # the unary energy is -log of at least this
+LABEL_CRF = CRF(bilateral_sxy=50.0, bilateral_srgb=5.0)  # of label maps (IRN)
+PROBABILITY_CRF = CRF(bilateral_sxy=80.0, bilateral_srgb=13.0)  # of the segmentation's softmax
 
 
 @constants
@@ -132,7 +120,6 @@ class AFFINITY(Training):
     norm_groups: int = 4
     upsampling: tuple[int, ...] = (1, 1, 2, 4, 4)  # of the five taps, to stride 4
     radius: int = 10  # of pairs, in stride-4 pixels
-    path_distance: int = 1  # pixels closer than this to the line of a pair are on its path
     loss_weights: tuple[float, float, float] = (0.25, 0.25, 0.5)  # L_bgpos, L_fgpos, L_neg
     epsilon: float = 1e-5  # in the logarithms
 

@@ -9,8 +9,6 @@
 Nothing here assumes 20 classes or that masks exist.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

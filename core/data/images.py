@@ -1,7 +1,5 @@
 """Photographs in, label maps in and out. Every error names the file."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Scores of directories: CAMs at every threshold, label maps; the figures of a confusion matrix."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

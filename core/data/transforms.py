@@ -1,7 +1,5 @@
 """Joint image and mask augmentation on uint8 tensors, and normalisation on the device."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Pictures are uint8 RGB arrays (H, W, 3), maps are (H, W); ValueError where the sizes differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2
@@ -20,10 +18,9 @@ INK, MUTED, PAPER = (25, 25, 25), (150, 150, 150), (255, 255, 255)
 
 def heat_map(image: np.ndarray, score: np.ndarray, opacity: float = 0.55) -> np.ndarray:
     """A photograph under a float score in 0..1 of its size: blue is low, red is high."""
-    _check_size(image, score)
     steps = np.rint(255 * np.nan_to_num(np.clip(score, 0, 1))).astype(np.uint8)
     colours = cv2.applyColorMap(steps, cv2.COLORMAP_JET)[..., ::-1]
-    return cv2.addWeighted(image, 1 - opacity, np.ascontiguousarray(colours), opacity, 0)
+    return _blend(image, colours, opacity)
 
 
 def colour_label(label: np.ndarray) -> np.ndarray:
@@ -33,8 +30,7 @@ def colour_label(label: np.ndarray) -> np.ndarray:
 
 def overlay(image: np.ndarray, label: np.ndarray, opacity: float = 0.6) -> np.ndarray:
     """A photograph with its uint8 label map over it; the background stays as it is."""
-    _check_size(image, label)
-    blended = cv2.addWeighted(image, 1 - opacity, colour_label(label), opacity, 0)
+    blended = _blend(image, colour_label(label), opacity)
     return np.where((label == 0)[..., None], image, blended)
 
 
@@ -54,6 +50,7 @@ def legend(names: Sequence[str], columns: int = 4) -> np.ndarray:
     return np.array(page)
 
 
-def _check_size(image: np.ndarray, over: np.ndarray) -> None:
-    if image.shape[:2] != over.shape:
-        raise ValueError(f"an image of {image.shape[:2]} under a map of {over.shape}")
+def _blend(image: np.ndarray, over: np.ndarray, opacity: float) -> np.ndarray:
+    if image.shape != over.shape:
+        raise ValueError(f"an image of {image.shape[:2]} under a map of {over.shape[:2]}")
+    return cv2.addWeighted(image, 1 - opacity, np.ascontiguousarray(over), opacity, 0)

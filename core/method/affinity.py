@@ -3,8 +3,6 @@
 IRN (Ahn et al., CVPR 2019): two pixels are alike unless a boundary lies between them.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The labels a boundary network learns from, and the boundaries it finds (IRN, Ahn et al. 2019)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

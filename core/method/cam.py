@@ -1,8 +1,6 @@
-"""Class activation maps: normalisation, multi-scale inference, thresholds."""
+"""Multi-scale, flipped inference of any network; class activation maps, their thresholds."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,16 +9,44 @@ from torch import Tensor
 
 from core.data.scores import sample, strided_size, upsample
 from core.data.transforms import SCALES, normalize, pyramid
-from core.method import passes
 from core.recipe import CAM
+
+Network = Callable[[Tensor], Tensor]
+
+
+def summed(
+    network: Network,
+    copies: Sequence[Tensor],
+    size: Sequence[int],
+    activation: Network | None = None,
+) -> Tensor:
+    """The sum of what a network gives images at each scale, and their mirror images, turned back.
+
+    Args:
+        network: (N, 3, h, w) normalised images -> (N, C, h', w') maps, at any stride.
+        copies: per scale, uint8 (B, 3, h, w) of B images of equal size, on the network's device;
+            see `transforms.pyramid`.
+        size: (H, W), to which the maps are resized. activation: is applied to them before.
+
+    Returns:
+        float32 (B, C, H, W).
+    """
+    total = torch.zeros(())
+    for images in copies:
+        views = normalize(images)
+        straight, mirrored = network(torch.cat([views, views.flip(-1)])).float().chunk(2)
+        for maps in (straight, mirrored.flip(-1)):
+            maps = maps if activation is None else activation(maps)
+            total = total + F.interpolate(maps, size, mode="bilinear")
+    return total
 
 
 def sum_scales(
-    network: passes.Network, copies: Sequence[Tensor], size: tuple[int, int], high_res: bool = False
+    network: Network, copies: Sequence[Tensor], size: tuple[int, int], high_res: bool = False
 ) -> Tensor:
     """Sum of the CAMs over scales and flips, not yet normalised: (B, C, ceil(H/4), ceil(W/4)).
 
-    Network and copies as in `passes.summed`, the maps being class maps at stride 16; size: (H, W)
+    Network and copies as in `summed`, the maps being class maps at stride 16; size: (H, W)
     of the images. `high_res`: of the two sums that the authors' code keeps, not the one at stride 4
     but `hr_cam`, at the size of the image, of which these are the samples (`scores.sample`).
     Upsampled and divided by its maximum, the map is off by .001 on average, .13 at most where a
@@ -29,13 +55,13 @@ def sum_scales(
     """
     multiple = CAM.high_res_multiple
     grid = [-(-side // multiple) * multiple for side in size] if high_res else strided_size(size)
-    total = passes.summed(network, copies, grid, F.relu)
+    total = summed(network, copies, grid, F.relu)
     return sample(total[..., : size[0], : size[1]]) if high_res else total
 
 
 @torch.inference_mode()
 def multi_scale(
-    network: passes.Network,
+    network: Network,
     image: np.ndarray,
     scales: Sequence[float] = SCALES,
     device: torch.device | str = "cpu",
@@ -55,7 +81,7 @@ def of_classes(sums: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def seen(
-    network: passes.Network,
+    network: Network,
     image: np.ndarray,
     scales: Sequence[float],
     threshold: float,

@@ -11,8 +11,6 @@ GPU twice: for the size of the image's lattice (and of the spatial one of a new 
 the result. 1200x900 pixels with 21 labels take 1 GB of GPU memory on a photograph, 2.5 GB at most.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import sys

@@ -4,8 +4,6 @@ All are computed in float32 or wider, under autocast too: bfloat16 has 8 bits, a
 thousands of pixels or a logarithm near 0 needs more.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

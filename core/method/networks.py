@@ -1,7 +1,5 @@
 """The three networks: classifier, boundary network, segmentation network."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Multi-scale, flipped segmentation of images of equal size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,19 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.method import passes
+from core.method import cam
 
 BAND = 64  # rows upsampled at a time: 4000 pixels wide and 21 classes make 21 MB
 
 
-def probabilities(
-    network: passes.Network, copies: Sequence[Tensor], size: tuple[int, int]
-) -> Tensor:
+def probabilities(network: cam.Network, copies: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Softmax of the logits, summed over scales and flips: float32 (B, n_labels, H, W).
 
-    Arguments as in `passes.summed`, the maps being logits; size: (H, W) of the images.
+    Arguments as in `cam.summed`, the maps being logits; size: (H, W) of the images.
     """
-    return passes.summed(network, copies, size).softmax(1)
+    return cam.summed(network, copies, size).softmax(1)
 
 
 def argmax_at_size(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
