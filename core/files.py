@@ -77,10 +77,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
 
 def digest_text(parts: Iterable[str]) -> str:
     """SHA-256 (first 16 hex digits) of text parts in order."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode("utf-8") + b"\0")
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(b"".join(part.encode() + b"\0" for part in parts)).hexdigest()[:16]
 
 
 def digest_file(path: Path) -> str:

@@ -39,13 +39,14 @@ class BACKBONE:
 
 @dataclass(frozen=True)
 class Training:
-    """What the three trainings share; the values of the first five are each one's own."""
+    """What the three trainings share; the segmentation has values of its own for the first."""
 
     epochs: int
-    lr: float
-    weight_decay: float
-    momentum: float
-    sides: tuple[int, int]
+    lr: float = 0.1
+    weight_decay: float = 1e-4  # 0 on biases, but for the boundary network's
+    # The released optimiser takes its weight decay for the momentum; its 0.9 is the poly power.
+    momentum: float = 1e-4
+    sides: tuple[int, int] = (320, 640)  # the longer side, resized to an integer in this range
     batch_size: int = 32  # over all GPUs; the last, partial batch of an epoch is dropped
     crop: int = 512  # random crop; a smaller image lies at a random place in it
     flip: float = 0.5  # probability
@@ -60,11 +61,6 @@ class CLASSIFICATION(Training):
     """The classifier and the puzzle module (Puzzle-CAM)."""
 
     epochs: int = 15
-    lr: float = 0.1
-    weight_decay: float = 1e-4  # 0 on biases
-    # The released optimiser takes its weight decay for the momentum; its 0.9 is the poly power.
-    momentum: float = 1e-4
-    sides: tuple[int, int] = (320, 640)  # the longer side, resized to an integer in this range
     grid: int = 2  # tiles a side of the puzzle module
     alpha: float = 4.0  # weight of L_re, the paper's; the released default is 1
     alpha_ramp: float = 0.5  # share of the training in which alpha rises from 0
@@ -111,11 +107,7 @@ class AFFINITY(Training):
     """The boundary network of IRN on a frozen backbone."""
 
     epochs: int = 3
-    lr: float = 0.1
-    weight_decay: float = 1e-4
-    momentum: float = 1e-4  # the weight decay again
     rate_factors: tuple[int, int, int, int] = (1, 1, 1, 1)  # one group, biases decay too
-    sides: tuple[int, int] = (320, 640)
     edge_channels: int = 32  # of each tap
     norm_groups: int = 4
     upsampling: tuple[int, ...] = (1, 1, 2, 4, 4)  # of the five taps, to stride 4
@@ -149,7 +141,7 @@ class SEGMENTATION(Training):
 
     epochs: int = 50
     lr: float = 0.007
-    weight_decay: float = 4e-5  # 0 on biases
+    weight_decay: float = 4e-5
     momentum: float = 4e-5  # the weight decay again
     sides: tuple[int, int] = (256, 1024)
     aspp_rates: tuple[int, ...] = (6, 12, 18)  # beside the 1x1 branch (rate 1) and the pooling

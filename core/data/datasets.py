@@ -12,6 +12,7 @@ Nothing here assumes 20 classes or that masks exist.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -74,9 +75,8 @@ class DataRoot:
         ids = _lines(path, "tools/prepare_voc.py writes VOC's lists; see data/README.md")
         if not ids:
             raise InputError(f"{path}: the split is empty; list one image id a line")
-        if len(set(ids)) < len(ids):
-            twice = next(i for i, n in Counter(ids).items() if n > 1)
-            raise InputError(f"{path}: id {twice[:80]!r} is listed twice; remove one")
+        if twice := [i for i, n in Counter(ids).items() if n > 1]:
+            raise InputError(f"{path}: id {twice[0][:80]!r} is listed twice; remove one")
         return [check_name(i, path, "id") for i in ids]
 
     def image_path(self, image_id: str) -> Path:
@@ -155,6 +155,7 @@ def class_difference(theirs: Any, ours: Sequence[str]) -> str:
     return f"made for other classes: {change}"
 
 
+@dataclass
 class TrainingViews(torch.utils.data.Dataset):
     """Random training views of the images, addressed by draw = epoch * len(ids) + position.
 
@@ -164,17 +165,12 @@ class TrainingViews(torch.utils.data.Dataset):
     `label_folder` is given, the uint8 (crop, crop) label map, 255 outside the photograph.
     """
 
-    def __init__(
-        self,
-        data: DataRoot,
-        ids: Sequence[str],
-        view: transforms.RandomView,
-        seed: int,
-        labels: dict[str, list[int]] | None = None,
-        label_folder: Path | None = None,
-    ):
-        self.data, self.ids, self.view, self.seed = data, list(ids), view, seed
-        self.labels, self.label_folder = labels or {}, label_folder
+    data: DataRoot
+    ids: Sequence[str]
+    view: transforms.RandomView
+    seed: int
+    labels: dict[str, list[int]] = field(default_factory=dict)  # of every id, or a label_folder
+    label_folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

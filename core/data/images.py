@@ -14,7 +14,7 @@ from core.recipe import DATA
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # of a torchvision to come
+except ImportError:  # of a torchvision to come: PIL's decoder does it
     decode_jpeg = None
 
 IGNORE = DATA.ignore  # label value of pixels that take no part in losses and scores
@@ -43,9 +43,9 @@ def open_checked(path: Path) -> Image.Image:
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {MAX_PIXELS} pixels; resize the image") from None
     except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
-        reason = getattr(error, "strerror", None)  # the system's; PIL's errors have none
-        what = f"{reason}; make it readable" if reason else "not a readable JPEG or PNG; replace it"
-        raise InputError(f"{path}: {what}") from None
+        if system := getattr(error, "strerror", None):  # PIL's errors have none
+            raise InputError(f"{path}: {system}; make it readable") from None
+        raise InputError(f"{path}: not a readable JPEG or PNG; replace the file") from None
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height}"
         image.close()

@@ -1,7 +1,5 @@
 """Intersection over union from a confusion matrix; the matrices of all thresholds in one pass."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,13 +30,13 @@ class ConfusionMatrix:
         counts = np.bincount(cells.ravel(), minlength=(self.n_classes + 1) ** 2)
         self.matrix += counts.reshape(-1, self.n_classes + 1)[:-1]
 
-    def merge(self, other: ConfusionMatrix) -> None:
+    def merge(self, other: "ConfusionMatrix") -> None:
         """Add the counts of another process. Raises ValueError for another number of classes."""
         self.matrix += other.matrix  # NumPy refuses another shape
 
     def iou(self) -> np.ndarray:
         """Intersection over union in percent, (n_classes,); NaN for a class on neither side."""
-        return 100 * self._share(self._hits())
+        return 100 * self._share(self.matrix.diagonal())
 
     def miou(self) -> float:
         """Mean of `iou` in percent, over the classes seen, the background included."""
@@ -50,19 +48,16 @@ class ConfusionMatrix:
         The mean of the authors' training log has the background in it, so that
         miou() / 100 + fp() + fn() = 1; that of their evaluate.py leaves it out.
         """
-        false = self.matrix[:, :-1].sum(0) - self._hits()
+        false = self.matrix[:, :-1].sum(0) - self.matrix.diagonal()
         return _mean(self._share(false)[0 if background else 1 :])
 
     def fn(self, background: bool = True) -> float:
         """Pixels of a class that were missed, as a fraction of its union; mean as in `fp`."""
-        missed = self.matrix.sum(1) - self._hits()
+        missed = self.matrix.sum(1) - self.matrix.diagonal()
         return _mean(self._share(missed)[0 if background else 1 :])
 
-    def _hits(self) -> np.ndarray:
-        return self.matrix.diagonal()
-
     def _share(self, counts: np.ndarray) -> np.ndarray:
-        union = self.matrix.sum(1) + self.matrix[:, :-1].sum(0) - self._hits()
+        union = self.matrix.sum(1) + self.matrix[:, :-1].sum(0) - self.matrix.diagonal()
         return np.divide(counts, union, out=np.full(self.n_classes, np.nan), where=union > 0)
 
 
@@ -97,7 +92,7 @@ class ThresholdSweep:
         counts = np.bincount(cells.ravel() * bins + below, minlength=(rows + 1) * columns * bins)
         self.histogram += counts.reshape(-1, columns, bins)[:-1]
 
-    def merge(self, other: ThresholdSweep) -> None:
+    def merge(self, other: "ThresholdSweep") -> None:
         """Add the counts of another process. Raises ValueError for other thresholds or classes."""
         if not np.array_equal(self.thresholds, other.thresholds):
             raise ValueError("cannot add a sweep over other thresholds")

@@ -1,7 +1,5 @@
 """Score files: the CAMs, or the scores after a random walk, of one image at stride 4."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +79,7 @@ class Scores:
             np.savez(file, classes=classes, cam=cam, size=size)
 
     @staticmethod
-    def load(path: Path, n_classes: int, size: Sequence[int] | None = None) -> Scores:
+    def load(path: Path, n_classes: int, size: Sequence[int] | None = None) -> "Scores":
         """Read a score file of `n_classes` C.
 
         Raises InputError for a file that is missing, damaged, of other classes, or not made from an

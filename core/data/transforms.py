@@ -1,6 +1,7 @@
 """Joint image and mask augmentation on uint8 tensors, and normalisation on the device."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,15 +18,12 @@ _MEAN, _STD = (torch.tensor(rgb).view(1, 3, 1, 1) * 255 for rgb in (MEAN, STD))
 SCALES = CAM.scales
 
 
+@dataclass(frozen=True)
 class RandomView:
-    """Resize the LONGER side to a random integer, flip, then crop or pad to a square.
+    """Resize the LONGER side to a random integer, bicubic, flip, then crop or pad to a square."""
 
-    The integer is in the range `sides`, both ends in it; the resize is bicubic. The square's side
-    is `crop`; a smaller image lies at a random offset in it.
-    """
-
-    def __init__(self, sides: tuple[int, int], crop: int):
-        self.sides, self.crop = sides, crop
+    sides: tuple[int, int]  # the range of the integer, both ends in it
+    crop: int  # side of the square; a smaller image lies at a random offset in it
 
     def __call__(
         self, image: Tensor, mask: Tensor | None, rng: np.random.Generator
@@ -51,11 +49,7 @@ class RandomView:
         self, image: Tensor, place: list[tuple[int, int, int]], flip: bool, fill: int
     ) -> tuple[Tensor, Tensor]:
         (y, top, height), (x, left, width) = place
-        if flip:
-            x = image.shape[2] - x - width
-        window = image[:, y : y + height, x : x + width]
-        if flip:
-            window = window.flip(-1)
+        window = (image.flip(-1) if flip else image)[:, y : y + height, x : x + width]
         # Pixels in rows of RGB, as the resize leaves them: the copy runs along memory.
         view = image.new_full((self.crop, self.crop, image.shape[0]), fill).permute(2, 0, 1)
         view[:, top : top + height, left : left + width] = window

@@ -39,8 +39,8 @@ def legend(names: Sequence[str], columns: int = 4) -> np.ndarray:
     font = ImageFont.load_default(16)
     entries = ["background", *names]
     columns = min(columns, len(entries))
-    width = 44 + max(int(font.getlength(name)) for name in entries)
     lines = -(-len(entries) // columns)
+    width = 44 + max(int(font.getlength(name)) for name in entries)
     page = Image.new("RGB", (columns * width + 8, lines * 26 + 8), PAPER)
     draw = ImageDraw.Draw(page)
     for label, name in enumerate(entries):

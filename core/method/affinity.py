@@ -102,9 +102,7 @@ class _PairAffinity(torch.autograd.Function):
 
 
 def pair_affinity(edge: Tensor, radius: int) -> Tensor:
-    """`affinity` of the pixels whose half disc lies inside the image (those the loss is made of):
-    edge (N, H, W) -> (N, n_offsets, h, w), with h and w of `neighbour`.
-    """
+    """`affinity` of the source pixels of `neighbour`: (N, H, W) -> (N, n_offsets, h, w)."""
     return _PairAffinity.apply(edge, radius)
 
 

@@ -1,7 +1,5 @@
 """ResNets at output stride 16 that give the features of every stage."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import ModuleType
 
@@ -55,7 +53,7 @@ class Backbone(nn.Module):
             self.load_state_dict(weights, strict=False)  # old files lack num_batches_tracked
         self.train()
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> "Backbone":
         return super().train(mode and not self.frozen)
 
     def forward(self, images: Tensor) -> list[Tensor]:

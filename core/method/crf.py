@@ -14,7 +14,6 @@ the result. 1200x900 pixels with 21 labels take 1 GB of GPU memory on a photogra
 import functools
 import importlib
 import sys
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -91,14 +90,9 @@ def most_probable(
 class DenseCRF:
     """The pairwise terms of one image, built once and used for any number of passes.
 
-    Args:
-        image: (H, W, 3) uint8.
-        sxy, srgb: widths of the bilateral term, in pixels and in colour steps (0..255).
-        backend: one of `BACKENDS`, see `resolve_backend`; `self.backend` is what it became.
-        device: where the torch backend works; None: the CPU.
-
-    Raises:
-        ValueError: the image is not uint8 (H, W, 3), or a width is not positive.
+    Image uint8 (H, W, 3); sxy and srgb: widths of the bilateral term, in pixels and in colour steps
+    (0..255); device: where the torch backend works, None is the CPU. `self.backend` is what
+    `resolve_backend` says. Raises ValueError for another image or a width that is not positive.
     """
 
     def __init__(
@@ -130,15 +124,14 @@ class DenseCRF:
         return self.refine_label_maps([labels], n_labels, iterations)[0]
 
     def refine_label_maps(
-        self, maps: Sequence[Any], n_labels: int, iterations: int
+        self, maps: list[Any], n_labels: int, iterations: int
     ) -> list[np.ndarray]:
         """`refine_labels` for several label maps of the image.
 
         The torch backend filters all maps at once: gathering six floats costs what three do.
         """
-        right = LABEL_CRF.gt_prob
+        unaries, right = [], LABEL_CRF.gt_prob
         wrong = (1 - right) / max(n_labels - 1, 1)
-        unaries = []
         for labels in maps:
             labels = _tensor(labels, "labels", "integer", self._size)
             if labels.is_cpu:  # on a GPU `scatter_` refuses them: to ask would make the host wait

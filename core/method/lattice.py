@@ -10,8 +10,6 @@ the vertices are blurred with [1/2 1 1/2] along the d+1 directions of the lattic
 reads its vertices with the same weights (slice). The cost is linear in the number of points.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 
@@ -63,7 +61,7 @@ class Lattice:
         self._slice_weights = weights.T[:n].contiguous() * (1 / (1 + 2.0**-d))
 
     @torch.no_grad()
-    def normalize_(self) -> Lattice:
+    def normalize_(self) -> "Lattice":
         """Divide values by the root of the filter's response to ones, before and after `filter`.
 
         This is the dense CRF's symmetric normalisation; the weights take up the factors, so that it
@@ -203,12 +201,10 @@ def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _argsort(keys: Tensor) -> Tensor:
-    """Stable argsort of int64 keys; on a CPU by NumPy's radix sort, 16 bits at a time.
-
-    (A million keys take 25 ms on one core, a third of the time of a comparison sort.)
-    """
+    """Stable argsort of int64 keys; on a CPU by NumPy's radix sort, 16 bits at a time."""
     if keys.device.type != "cpu":
         return keys.sort(stable=True).indices
+    # A million keys take 25 ms on one core, a third of the time of a comparison sort.
     digits = (keys - keys.min()).numpy().view(np.uint64)
     order = np.argsort(digits.astype(np.uint16), kind="stable")
     for shift in range(16, int(digits.max()).bit_length(), 16):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.method import cam
 
@@ -17,7 +17,7 @@ def probabilities(network: cam.Network, copies: Sequence[Tensor], size: tuple[in
 
     Arguments as in `cam.summed`, the maps being logits; size: (H, W) of the images.
     """
-    return cam.summed(network, copies, size).softmax(1)
+    return cam.summed(network, copies, size, nn.Identity()).softmax(1)
 
 
 def argmax_at_size(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
