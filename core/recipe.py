@@ -39,7 +39,7 @@ class BACKBONE:
 
 @dataclass(frozen=True)
 class Training:
-    """What the three trainings share; the segmentation has values of its own for the first."""
+    """What the three trainings share, but for the values that they give anew."""
 
     epochs: int
     lr: float = 0.1

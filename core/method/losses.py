@@ -11,7 +11,7 @@ from torch import Tensor
 from core.data.images import IGNORE
 from core.method.affinity import neighbour, pair_affinity, paths
 from core.recipe import AFFINITY
-from core.recipe import CLASSIFICATION as RECIPE
+from core.recipe import CLASSIFICATION as PUZZLE
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def puzzle(
 
 
 def alpha(
-    step: int, max_step: int, peak: float = RECIPE.alpha, ramp: float = RECIPE.alpha_ramp
+    step: int, max_step: int, peak: float = PUZZLE.alpha, ramp: float = PUZZLE.alpha_ramp
 ) -> float:
     """Weight of L_re at a global step: 0 -> peak, linear over the first `ramp` of training."""
     if max_step < 1 or ramp < 0:
