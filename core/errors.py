@@ -1,7 +1,5 @@
 """Errors a user can fix, reported in one line (core/run/main.py prints them)."""
 
-from __future__ import annotations
-
 import re
 
 # The words of torch (GPU and CPU), NumPy, cuBLAS, cuDNN, and of the kernel for maps and threads.

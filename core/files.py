@@ -1,7 +1,5 @@
 """Writing files so that nobody ever sees half of one, and telling what a file or folder holds."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -55,11 +53,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_text(path: Path, remedy: str, max_bytes: int = 64 << 20) -> str:
-    """Read a UTF-8 text file.
-
-    Raises:
-        InputError: the file is missing, larger than `max_bytes` or not UTF-8.
-    """
+    """Read a UTF-8 text file; InputError where it is missing, over `max_bytes` or not UTF-8."""
     try:
         if path.stat().st_size > max_bytes:
             raise InputError(f"{path}: over {max_bytes >> 20} MiB, not what it should be; {remedy}")
@@ -73,11 +67,7 @@ def read_text(path: Path, remedy: str, max_bytes: int = 64 << 20) -> str:
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        InputError: the file is missing, damaged or holds something else than an object.
-    """
+    """Read a JSON object; InputError where it is missing, damaged or something else."""
     try:
         value = json.loads(read_text(path, remedy))
     except (ValueError, RecursionError):  # ValueError also for numbers of many digits
@@ -103,10 +93,7 @@ def check_own(path: Path, key: str) -> None:
 
 def digest_text(parts: Iterable[str]) -> str:
     """SHA-256 (first 16 hex digits) of text parts in order."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode("utf-8") + b"\0")
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(b"".join(part.encode() + b"\0" for part in parts)).hexdigest()[:16]
 
 
 def checksum(path: Path) -> str:

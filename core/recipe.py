@@ -6,13 +6,17 @@ the released code's unless its comment says otherwise. Sizes are in pixels, thre
 background scores. Nothing is computed here, and nothing of the project is imported.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Any
 
 
-@dataclass(frozen=True)
-class Data:
+def constants(stage: Any) -> Any:
+    """Turn a class into its one, frozen instance."""
+    return dataclass(frozen=True)(stage)()
+
+
+@constants
+class DATA:
     """PASCAL VOC 2012 with SBD's images: train_aug = (SBD train + val + VOC train) - VOC val."""
 
     classes: int = 20  # without the background
@@ -25,8 +29,8 @@ class Data:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class Backbone:
+@constants
+class BACKBONE:
     """ResNet or ResNeSt without the stride of layer4, as in the released code."""
 
     output_stride: int = 16
@@ -35,13 +39,14 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Training:
-    """What the three trainings share; the values of the first five are each one's own."""
+    """What the three trainings share, but for the values that they give anew."""
 
     epochs: int
-    lr: float
-    weight_decay: float
-    momentum: float
-    sides: tuple[int, int]
+    lr: float = 0.1
+    weight_decay: float = 1e-4  # 0 on biases, but for the boundary network's
+    # The released optimiser takes its weight decay for the momentum; its 0.9 is the poly power.
+    momentum: float = 1e-4
+    sides: tuple[int, int] = (320, 640)  # the longer side, resized to an integer in this range
     batch_size: int = 32  # over all GPUs; the last, partial batch of an epoch is dropped
     crop: int = 512  # random crop; a smaller image lies at a random place in it
     flip: float = 0.5  # probability
@@ -51,23 +56,18 @@ class Training:
     rate_factors: tuple[int, int, int, int] = (1, 2, 10, 20)
 
 
-@dataclass(frozen=True)
-class Classification(Training):
+@constants
+class CLASSIFICATION(Training):
     """The classifier and the puzzle module (Puzzle-CAM)."""
 
     epochs: int = 15
-    lr: float = 0.1
-    weight_decay: float = 1e-4  # 0 on biases
-    # The released optimiser takes its weight decay for the momentum; its 0.9 is the poly power.
-    momentum: float = 1e-4
-    sides: tuple[int, int] = (320, 640)  # the longer side, resized to an integer in this range
     grid: int = 2  # tiles a side of the puzzle module
     alpha: float = 4.0  # weight of L_re, the paper's; the released default is 1
     alpha_ramp: float = 0.5  # share of the training in which alpha rises from 0
 
 
-@dataclass(frozen=True)
-class ActivationMaps:
+@constants
+class CAM:
     """Class activation maps at inference."""
 
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)  # each with its mirror image
@@ -80,31 +80,21 @@ class ActivationMaps:
 class CRF:
     """Dense CRF (Krähenbühl and Koltun, NIPS 2011): a Gaussian and a bilateral Potts term."""
 
-    gaussian_sxy: float = 3.0  # width in pixels
-    gaussian_compat: float = 3.0  # weight
-    bilateral_sxy: float = 50.0
-    bilateral_srgb: float = 5.0  # width in 8-bit colour steps
-    bilateral_compat: float = 10.0
-
-
-@dataclass(frozen=True)
-class LabelCRF(CRF):
-    """Of label maps (IRN)."""
-
+    bilateral_sxy: float  # width in pixels
+    bilateral_srgb: float  # width in 8-bit colour steps
+    bilateral_compat: float = 10.0  # weight
+    gaussian_sxy: float = 3.0
+    gaussian_compat: float = 3.0
     gt_prob: float = 0.7  # with which a pixel's label is right
+    min_prob: float = 1e-5  # the unary energy of probabilities is -log of at least this
 
 
-@dataclass(frozen=True)
-class ProbabilityCRF(CRF):
-    """Of the segmentation's softmax."""
-
-    bilateral_sxy: float = 80.0
-    bilateral_srgb: float = 13.0
-    min_prob: float = 1e-5  # the unary energy is -log of at least this
+LABEL_CRF = CRF(bilateral_sxy=50.0, bilateral_srgb=5.0)  # of label maps (IRN)
+PROBABILITY_CRF = CRF(bilateral_sxy=80.0, bilateral_srgb=13.0)  # of the segmentation's softmax
 
 
-@dataclass(frozen=True)
-class AffinityLabels:
+@constants
+class AFFINITY_LABELS:
     """Confident labels from CAMs (IRN); the thresholds are published for ResNeSt-101 only."""
 
     foreground_threshold: float = 0.40  # a class that beats it is certain
@@ -112,27 +102,22 @@ class AffinityLabels:
     crf_iterations: int = 10
 
 
-@dataclass(frozen=True)
-class Affinity(Training):
+@constants
+class AFFINITY(Training):
     """The boundary network of IRN on a frozen backbone."""
 
     epochs: int = 3
-    lr: float = 0.1
-    weight_decay: float = 1e-4
-    momentum: float = 1e-4  # the weight decay again
     rate_factors: tuple[int, int, int, int] = (1, 1, 1, 1)  # one group, biases decay too
-    sides: tuple[int, int] = (320, 640)
     edge_channels: int = 32  # of each tap
     norm_groups: int = 4
     upsampling: tuple[int, ...] = (1, 1, 2, 4, 4)  # of the five taps, to stride 4
     radius: int = 10  # of pairs, in stride-4 pixels
-    path_distance: int = 1  # pixels closer than this to the line of a pair are on its path
     loss_weights: tuple[float, float, float] = (0.25, 0.25, 0.5)  # L_bgpos, L_fgpos, L_neg
     epsilon: float = 1e-5  # in the logarithms
 
 
-@dataclass(frozen=True)
-class RandomWalk:
+@constants
+class RANDOM_WALK:
     """From the CAMs to the boundaries (IRN)."""
 
     pad_to: int = 512  # images are padded to the crop of the training ...
@@ -142,21 +127,21 @@ class RandomWalk:
     log2_steps: int = 8
 
 
-@dataclass(frozen=True)
-class PseudoLabels:
+@constants
+class PSEUDO_LABELS:
     """Labels of the segmentation, from the scores after the walk."""
 
     threshold: float = 0.35  # published for ResNeSt-101 only
     crf_iterations: int = 1
 
 
-@dataclass(frozen=True)
-class Segmentation(Training):
+@constants
+class SEGMENTATION(Training):
     """DeepLabv3+ (Chen et al., ECCV 2018) on the pseudo-labels; the backbone's BN is frozen."""
 
     epochs: int = 50
     lr: float = 0.007
-    weight_decay: float = 4e-5  # 0 on biases
+    weight_decay: float = 4e-5
     momentum: float = 4e-5  # the weight decay again
     sides: tuple[int, int] = (256, 1024)
     aspp_rates: tuple[int, ...] = (6, 12, 18)  # beside the 1x1 branch (rate 1) and the pooling
@@ -167,37 +152,18 @@ class Segmentation(Training):
     decoder_dropouts: tuple[float, float] = (0.5, 0.1)
 
 
-@dataclass(frozen=True)
-class Prediction:
+@constants
+class PREDICTION:
     """Segmentation at inference: logits summed over scales and mirror images."""
 
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     crf_iterations: int = 10
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@constants
+class EVALUATION:
     """The thresholds that scores are tried at; Tables 1 and 2 report the best."""
 
     # Ours, finer than the released grid: 0.05 to 0.60 by 0.01.
     thresholds: tuple[float, ...] = tuple(i / 100 for i in range(5, 61))
-    # fmt: off
-    paper_thresholds: tuple[float, ...] = (
-        0.05, 0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70, 0.75,
-    )
-    # fmt: on
-
-
-DATA = Data()
-BACKBONE = Backbone()
-CLASSIFICATION = Classification()
-CAM = ActivationMaps()
-AFFINITY_LABELS = AffinityLabels()
-LABEL_CRF = LabelCRF()
-AFFINITY = Affinity()
-RANDOM_WALK = RandomWalk()
-PSEUDO_LABELS = PseudoLabels()
-SEGMENTATION = Segmentation()
-PREDICTION = Prediction()
-PROBABILITY_CRF = ProbabilityCRF()
-EVALUATION = Evaluation()
+    paper_thresholds: tuple[float, ...] = tuple(i / 100 for i in range(5, 80, 5))  # the released

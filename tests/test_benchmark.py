@@ -123,7 +123,7 @@ def test_the_usual_multi_scale_cam_is_ours(bench):
     path = data_root(bench).image_path("0000")
     network = nn.Conv2d(3, 4, 16, 16)
     with torch.no_grad():
-        image = Image.open(path).convert("RGB")
+        image = np.array(Image.open(path).convert("RGB"))
         ours = of_classes(multi_scale(network, image, SCALES), [1, 3]).numpy()
         usual = references.multi_scale_cam(network, path, [1, 3], SCALES, torch.device("cpu"))
     np.testing.assert_allclose(usual["cam"], ours, atol=1e-5)

@@ -203,7 +203,6 @@ PROBS = np.full((2, 4, 6), 0.5, np.float32)
         (lambda: crf.refine_labels(IMAGE, LABELS + 2, 2, 1), r"labels 2\.\.2 do not fit"),
         (lambda: crf.refine_labels(IMAGE, LABELS - 1, 2, 1), r"labels -1\.\.-1 do not fit"),
         (lambda: crf.refine_labels(IMAGE, LABELS, 2, -1), "iterations must be 0 or more"),
-        (lambda: crf.refine_labels(IMAGE, LABELS, 2, 1, gt_prob=1), "gt_prob must be between"),
         (lambda: crf.refine_labels(IMAGE, LABELS, 2, 1, backend="c"), "choose one of auto"),
         (lambda: crf.refine_probabilities(IMAGE, PROBS[:, 1:], 1), "probabilities must be"),
         (lambda: crf.refine_probabilities(IMAGE, PROBS.astype(int), 1), "must be floating"),

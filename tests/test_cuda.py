@@ -57,10 +57,6 @@ TRAINING = {
         MAPS,
         CLASSES,
     ),
-    "reconstruction, l2": (
-        lambda x: losses.reconstruction(x, 0 * x, x[..., 0, 0], norm="l2"),
-        MAPS,
-    ),
     "affinity loss": (lambda x, y: losses.affinity(x, y, 5), EDGE, LABEL),
     "affinity loss, counts": (
         lambda x, y: losses.affinity(x, y, 5, losses.count_pairs(y, 5)),
@@ -71,12 +67,12 @@ TRAINING = {
 }
 INFERENCE = {
     "normalize": (normalize, IMAGES, BOXES),
-    "cam.normalize": (cam.normalize, MAPS),
     "sums at stride 4": (lambda *x: cam.sum_scales(network, x, (40, 56)), *COPIES),
     "sums of hr_cam": (lambda *x: cam.sum_scales(network, x, (40, 56), high_res=True), *COPIES),
     "classes": (lambda x: cam.of_classes(x, [1, 3]), MAPS[0]),
     "no class": (lambda x: cam.of_classes(x, []), MAPS[0]),
-    "label map": (lambda x: cam.label_map(x, 0.6, [2, 4, 5, 7, 11]), MAPS[0]),
+    "cam.normalize": (cam.normalize, MAPS),
+    "label map": (lambda x: cam.label_map(x, 0.6), MAPS[0]),
     "segmentation": (lambda *x: segmentation.probabilities(network, x, (40, 56)), *COPIES),
     "walk": (lambda x, y: rescale(random_walk(x, y), (46, 59)), WALKED, WALKED[0]),
 }

@@ -21,7 +21,7 @@ def test_golden():
     matrix, other = ConfusionMatrix(21), ConfusionMatrix(21)
     matrix.update(g["pred"][:2], g["gt"][:2])
     other.update(torch.from_numpy(g["pred"][2]), torch.from_numpy(g["gt"][2]).long())
-    matrix += other
+    matrix.merge(other)
     np.testing.assert_allclose(matrix.iou(), g["iou"], rtol=1e-9)
     assert matrix.miou() == pytest.approx(float(g["miou"]), rel=1e-9)
     assert matrix.iou()[1:].mean() == pytest.approx(float(g["miou_foreground"]), rel=1e-9)
@@ -111,7 +111,7 @@ def test_sweep_equals_an_argmax_per_threshold():
             background = np.full_like(cams[:1], threshold)
             labels = np.array([0, *kinds])[np.concatenate([background, cams]).argmax(0)]
             matrix.update(labels, gt)
-    sweep += other
+    sweep.merge(other)
     for got, matrix in zip(sweep.confusions(), expected, strict=True):
         np.testing.assert_array_equal(got.matrix, matrix.matrix)
 

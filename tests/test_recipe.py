@@ -24,6 +24,8 @@ CRF = {
     "gaussian_sxy": 3.0,
     "gaussian_compat": 3.0,
     "bilateral_compat": 10.0,
+    "gt_prob": 0.7,
+    "min_prob": 0.00001,
 }
 # fmt: off
 THRESHOLDS = (
@@ -71,7 +73,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "background_threshold": 0.10,
         "crf_iterations": 10,
     },
-    "LABEL_CRF": {**CRF, "bilateral_sxy": 50.0, "bilateral_srgb": 5.0, "gt_prob": 0.7},
+    "LABEL_CRF": {**CRF, "bilateral_sxy": 50.0, "bilateral_srgb": 5.0},
     "AFFINITY": {
         **TRAINING,
         "epochs": 3,
@@ -84,7 +86,6 @@ TABLE: dict[str, dict[str, Any]] = {
         "norm_groups": 4,
         "upsampling": (1, 1, 2, 4, 4),
         "radius": 10,
-        "path_distance": 1,
         "loss_weights": (0.25, 0.25, 0.5),
         "epsilon": 0.00001,
     },
@@ -112,12 +113,7 @@ TABLE: dict[str, dict[str, Any]] = {
         "decoder_dropouts": (0.5, 0.1),
     },
     "PREDICTION": {"scales": (0.5, 1.0, 1.5, 2.0), "crf_iterations": 10},
-    "PROBABILITY_CRF": {
-        **CRF,
-        "bilateral_sxy": 80.0,
-        "bilateral_srgb": 13.0,
-        "min_prob": 0.00001,
-    },
+    "PROBABILITY_CRF": {**CRF, "bilateral_sxy": 80.0, "bilateral_srgb": 13.0},
     "EVALUATION": {"thresholds": THRESHOLDS, "paper_thresholds": PAPER_THRESHOLDS},
 }
 ROWS = [

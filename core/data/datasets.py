@@ -9,11 +9,10 @@
 Nothing here assumes 20 classes or that masks exist.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -46,11 +45,7 @@ def _lines(path: Path, remedy: str) -> list[str]:
 
 
 class DataRoot:
-    """A data set in the layout above. Class index 0 is the background, 1..C the named classes.
-
-    Attributes:
-        root: the folder. classes: the C foreground names in index order.
-    """
+    """A data set in the layout above; `classes` are its C foreground names, of the labels 1..C."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -75,26 +70,23 @@ class DataRoot:
     def ids(self, split: str) -> list[str]:
         """The ids of a split, in the order of its list.
 
-        Raises:
-            InputError: no such list, an empty one, an id twice or one unfit as a file name.
+        Raises InputError for a list that is missing or empty, an id twice or unfit as a file name.
         """
         path = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         ids = _lines(path, "tools/prepare_voc.py writes VOC's lists; see data/README.md")
         if not ids:
             raise InputError(f"{path}: the split is empty; list one image id a line")
-        if len(set(ids)) < len(ids):
-            twice = next(i for i, n in Counter(ids).items() if n > 1)
-            raise InputError(f"{path}: id {twice[:80]!r} is listed twice; remove one")
+        if twice := [i for i, n in Counter(ids).items() if n > 1]:
+            raise InputError(f"{path}: id {twice[0][:80]!r} is listed twice; remove one")
         return [check_name(i, path, "id") for i in ids]
 
     def image_path(self, image_id: str) -> Path:
         """The image of an id, whichever extension it has."""
-        for extension in images.EXTENSIONS:
-            path = self.root / "JPEGImages" / f"{image_id}{extension}"
+        paths = [self.root / "JPEGImages" / f"{image_id}{ending}" for ending in images.EXTENSIONS]
+        for path in paths:
             if path.is_file():
                 return path
-        path = self.root / "JPEGImages" / f"{image_id}.jpg"
-        raise InputError(f"{path}: no such image, yet its id is in the list")
+        raise InputError(f"{paths[0]}: no such image, yet its id is in the list")
 
     def mask_path(self, image_id: str, folder: str = "SegmentationClass") -> Path:
         """The ground-truth label map of an id."""
@@ -103,38 +95,22 @@ class DataRoot:
     def image_labels(self, ids: Sequence[str]) -> dict[str, list[int]]:
         """Sorted class indices (1..C) in each image, from `labels.txt` or the VOC annotations.
 
-        Raises:
-            InputError: an image without labels, an unknown class, a damaged file.
+        Raises InputError for an image without labels, an unknown class, a damaged file.
         """
         path = self.root / "labels.txt"
         index = {name: i for i, name in enumerate(self.classes, 1)}
-        found = self._read_labels_txt(path) if path.exists() else None
+        found = _read_labels_txt(path) if path.exists() else None
         labels = {}
         for image_id in ids:
             source = path if found is not None else self.root / "Annotations" / f"{image_id}.xml"
             names = found.get(image_id) if found is not None else read_annotation(source)
             if not names:
                 raise InputError(f"{source}: no class for {image_id!r}; add its image-level labels")
-            unknown = sorted(set(names) - index.keys())
-            if unknown:
-                known = ", ".join(self.classes[:6])
-                raise InputError(
-                    f"{source}: unknown class {unknown[0][:80]!r}; classes.txt lists the known "
-                    f"(VOC's 20 without it): {known} ..."
-                )
+            if unknown := sorted(set(names) - index.keys()):
+                first = ", ".join(self.classes[:6])
+                known = f"classes.txt lists the known (VOC's 20 without it): {first} ..."
+                raise InputError(f"{source}: unknown class {unknown[0][:80]!r}; {known}")
             labels[image_id] = sorted({index[name] for name in names})
-        return labels
-
-    @staticmethod
-    def _read_labels_txt(path: Path) -> dict[str, list[str]]:
-        """`id class class ...` a line; with tabs between where an id or class holds spaces."""
-        labels: dict[str, list[str]] = {}
-        for line in _lines(path, "list `id class class ...`"):
-            image_id, *names = line.split("\t") if "\t" in line else line.split()
-            image_id = image_id.strip()
-            if image_id in labels:
-                raise InputError(f"{path}: {image_id!r} is listed twice; keep one line")
-            labels[image_id] = [name.strip() for name in names if name.strip()]
         return labels
 
     def digest(self, ids: Sequence[str], labels: dict[str, list[int]] | None = None) -> str:
@@ -143,11 +119,21 @@ class DataRoot:
         return files.digest_text([*self.classes, "", *rows])
 
 
+def _read_labels_txt(path: Path) -> dict[str, list[str]]:
+    """`id class class ...` a line; with tabs between where an id or class holds spaces."""
+    labels: dict[str, list[str]] = {}
+    for line in _lines(path, "list `id class class ...`"):
+        image_id, *names = map(str.strip, line.split("\t" if "\t" in line else None))
+        if image_id in labels:
+            raise InputError(f"{path}: {image_id!r} is listed twice; keep one line")
+        labels[image_id] = [name for name in names if name]
+    return labels
+
+
 def read_annotation(path: Path) -> list[str]:
     """Class names of the objects in a VOC annotation, 'difficult' ones included.
 
-    Raises:
-        InputError: missing, damaged, or with a DTD (VOC files have none; entities can expand).
+    Raises InputError for a missing or damaged file, or a DTD (VOC has none; entities can expand).
     """
     text = files.read_text(path, "restore the annotation or write labels.txt", max_bytes=4 << 20)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
@@ -165,12 +151,12 @@ def class_difference(theirs: Any, ours: Sequence[str]) -> str:
     if not isinstance(theirs, list) or len(theirs) != len(ours):
         count = len(theirs) if isinstance(theirs, list) else "unknown"
         return f"made for other classes ({count}, the data set has {len(ours)})"
-    number, (old, new) = next(
-        (i, pair) for i, pair in enumerate(zip(theirs, ours, strict=True), 1) if pair[0] != pair[1]
-    )
-    return f"made for other classes: number {number} was {old!r}, in the data set it is {new!r}"
+    i = next(i for i, name in enumerate(ours) if theirs[i] != name)
+    change = f"number {i + 1} was {theirs[i]!r}, in the data set it is {ours[i]!r}"
+    return f"made for other classes: {change}"
 
 
+@dataclass
 class TrainingViews(torch.utils.data.Dataset):
     """Random training views of the images, addressed by draw = epoch * len(ids) + position.
 
@@ -180,17 +166,12 @@ class TrainingViews(torch.utils.data.Dataset):
     `label_folder` is given, the uint8 (crop, crop) label map, 255 outside the photograph.
     """
 
-    def __init__(
-        self,
-        data: DataRoot,
-        ids: Sequence[str],
-        view: transforms.RandomView,
-        seed: int,
-        labels: dict[str, list[int]] | None = None,
-        label_folder: Path | None = None,
-    ):
-        self.data, self.ids, self.view, self.seed = data, list(ids), view, seed
-        self.labels, self.label_folder = labels or {}, label_folder
+    data: DataRoot
+    ids: Sequence[str]
+    view: transforms.RandomView
+    seed: int
+    labels: dict[str, list[int]] = field(default_factory=dict)  # of every id, or a label_folder
+    label_folder: Path | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -199,14 +180,12 @@ class TrainingViews(torch.utils.data.Dataset):
         epoch, position = divmod(draw, len(self.ids))
         image_id = self.ids[position]
         rng = np.random.default_rng((self.seed, epoch, position))
-        image = images.read_image(self.data.image_path(image_id))
-        if self.label_folder is None:
-            view, _, box = self.view(image, None, rng)
+        image, mask = images.read_image(self.data.image_path(image_id)), None
+        if self.label_folder is not None:
+            path, size = self.label_folder / f"{image_id}.png", (image.shape[1], image.shape[2])
+            mask = torch.from_numpy(images.read_label(path, self.data.n_labels, size))
+        view, target, box = self.view(image, mask, rng)
+        if target is None:
             target = torch.zeros(len(self.data.classes))
             target[[c - 1 for c in self.labels[image_id]]] = 1
-            return view, box, target
-        path = self.label_folder / f"{image_id}.png"
-        label = images.read_label(path, self.data.n_labels, (image.shape[1], image.shape[2]))
-        view, mask, box = self.view(image, torch.from_numpy(label), rng)
-        assert mask is not None  # there was one to cut
-        return view, box, mask
+        return view, box, target

@@ -1,8 +1,5 @@
 """Photographs in, label maps in and out. Every error names the file."""
 
-from __future__ import annotations
-
-import io
 import warnings
 from pathlib import Path
 
@@ -15,6 +12,11 @@ from core.errors import InputError
 from core.files import atomic_path
 from core.recipe import DATA
 
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # of a torchvision to come: PIL's decoder does it
+    decode_jpeg = None
+
 IGNORE = DATA.ignore  # label value of pixels that take no part in losses and scores
 MAX_PIXELS = 80_000_000  # a header that claims more is refused before anything is decoded
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
@@ -22,31 +24,27 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 def voc_palette() -> list[int]:
     """The PASCAL VOC colour map as 768 numbers (r, g, b of index 0, then of 1, ...)."""
-    index = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            on = (index >> (3 * bit + channel)) & 1
-            palette[:, channel] |= (on << (7 - bit)).astype(np.uint8)
-    return palette.reshape(-1).tolist()
+    index, channel, bit = np.ogrid[:256, :3, :8]
+    is_on = (index >> (3 * bit + channel)) & 1
+    return (is_on << (7 - bit)).sum(2).ravel().tolist()
 
 
-def open_checked(path: Path, data: bytes | None = None) -> Image.Image:
-    """Open an image file without decoding it; `data` is its content where it was read before.
+def open_checked(path: Path) -> Image.Image:
+    """Open an image file without decoding it.
 
-    Raises:
-        InputError: missing, not an image PIL knows, or larger than `MAX_PIXELS`.
+    Raises InputError for a missing file, one that is no JPEG or PNG, one over `MAX_PIXELS`.
     """
     try:
         with warnings.catch_warnings():  # the limit below is stricter than the one PIL warns at
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            source = path if data is None else io.BytesIO(data)
-            image = Image.open(source, formats=("JPEG", "PNG"))
+            image = Image.open(path, formats=("JPEG", "PNG"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except Image.DecompressionBombError:
         raise InputError(f"{path}: more than {MAX_PIXELS} pixels; resize the image") from None
-    except (OSError, SyntaxError, ValueError, TypeError, OverflowError):
+    except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
+        if system := getattr(error, "strerror", None):  # PIL's errors have none
+            raise InputError(f"{path}: {system}; make it readable") from None
         raise InputError(f"{path}: not a readable JPEG or PNG; replace the file") from None
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height}"
@@ -65,40 +63,22 @@ def read_image(path: Path) -> Tensor:
     """Read a photograph as uint8 RGB (3, H, W).
 
     Grey, CMYK, palette and 16-bit images are converted; an EXIF rotation is ignored, as the VOC
-    tools do. Ordinary JPEGs go through torchvision's decoder, about twice as fast as PIL's.
-
-    Raises:
-        InputError: missing, truncated, not a JPEG or PNG, or too large.
+    tools do. Ordinary JPEGs go through torchvision's decoder, about twice as fast as PIL's. Raises
+    InputError as `open_checked` does, and for a truncated file.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such image") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; make it readable") from None
-    with open_checked(path, data) as image:
+    with open_checked(path) as image:
         try:
-            if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                return _decode_jpeg(data)
+            if image.format == "JPEG" and image.mode in ("RGB", "L") and decode_jpeg is not None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of torchvision >= 0.29, at every call
+                    data = torch.from_numpy(np.fromfile(path, np.uint8))
+                    return decode_jpeg(data, ImageReadMode.RGB)
             if image.mode.startswith("I"):  # 16-bit grey: keep the upper byte; PIL would clip
                 grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
                 image = Image.fromarray(grey)
             return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         except (RuntimeError, OSError, SyntaxError, ValueError, EOFError, MemoryError):
             raise InputError(f"{path}: truncated or damaged; replace the file") from None
-
-
-def _decode_jpeg(data: bytes) -> Tensor:
-    """uint8 RGB (3, H, W) by torchvision's decoder; by PIL's once torchvision has none."""
-    try:
-        from torchvision.io import ImageReadMode, decode_jpeg
-    except ImportError:
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    with warnings.catch_warnings():
-        # Of torchvision >= 0.29, at every call; and of torch: bytes are not to be written to.
-        warnings.simplefilter("ignore")
-        return decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
 
 
 def as_array(image: Tensor) -> np.ndarray:
@@ -124,13 +104,8 @@ def fit(picture: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
 def read_label(path: Path, n_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read a label map as uint8 (H, W): 0 background, 1..n_classes - 1 classes, 255 ignore.
 
-    Args:
-        n_classes: number of labels with the background.
-        size: the (height, width) the image has, checked when given.
-
-    Raises:
-        InputError: missing, damaged, not an 8-bit index PNG, of another size, or holding a label
-            outside the classes.
+    Raises InputError for a file that is missing, damaged, not an 8-bit index PNG, not of the
+    image's `size` (H, W) where that is given, or holds a label outside the classes.
     """
     with open_checked(path) as image:
         if image.format != "PNG" or image.mode not in ("P", "L", "1"):
@@ -140,10 +115,8 @@ def read_label(path: Path, n_classes: int, size: tuple[int, int] | None = None) 
         except (OSError, SyntaxError, ValueError, EOFError, MemoryError):
             raise InputError(f"{path}: truncated or damaged; replace the file") from None
     if size is not None and label.shape != tuple(size):
-        raise InputError(
-            f"{path}: label map of {label.shape[1]}x{label.shape[0]} pixels, "
-            f"image of {size[1]}x{size[0]}; they must agree"
-        )
+        found = f"{label.shape[1]}x{label.shape[0]} pixels, image of {size[1]}x{size[0]}"
+        raise InputError(f"{path}: label map of {found}; they must agree")
     known = np.zeros(256, bool)
     known[:n_classes] = known[IGNORE] = True
     if not known[label].all():

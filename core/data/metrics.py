@@ -1,7 +1,5 @@
 """Intersection over union from a confusion matrix; the matrices of all thresholds in one pass."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,18 +30,13 @@ class ConfusionMatrix:
         counts = np.bincount(cells.ravel(), minlength=(self.n_classes + 1) ** 2)
         self.matrix += counts.reshape(-1, self.n_classes + 1)[:-1]
 
-    def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
+    def merge(self, other: "ConfusionMatrix") -> None:
         """Add the counts of another process. Raises ValueError for another number of classes."""
-        if other.n_classes != self.n_classes:
-            raise ValueError(f"cannot add {other.n_classes} classes to {self.n_classes}")
-        self.matrix += other.matrix
-        return self
-
-    __iadd__ = merge
+        self.matrix += other.matrix  # NumPy refuses another shape
 
     def iou(self) -> np.ndarray:
         """Intersection over union in percent, (n_classes,); NaN for a class on neither side."""
-        return 100 * self._share(self._hits())
+        return 100 * self._share(self.matrix.diagonal())
 
     def miou(self) -> float:
         """Mean of `iou` in percent, over the classes seen, the background included."""
@@ -52,22 +45,19 @@ class ConfusionMatrix:
     def fp(self, background: bool = True) -> float:
         """Pixels wrongly given to a class, as a fraction of its union; mean over the classes seen.
 
-        The authors' code has both: its training log's mean counts the background in, its
-        evaluate.py's does not. With it, miou() / 100 + fp() + fn() = 1.
+        The mean of the authors' training log has the background in it, so that
+        miou() / 100 + fp() + fn() = 1; that of their evaluate.py leaves it out.
         """
-        false = self.matrix[:, :-1].sum(0) - self._hits()
+        false = self.matrix[:, :-1].sum(0) - self.matrix.diagonal()
         return _mean(self._share(false)[0 if background else 1 :])
 
     def fn(self, background: bool = True) -> float:
         """Pixels of a class that were missed, as a fraction of its union; mean as in `fp`."""
-        missed = self.matrix.sum(1) - self._hits()
+        missed = self.matrix.sum(1) - self.matrix.diagonal()
         return _mean(self._share(missed)[0 if background else 1 :])
 
-    def _hits(self) -> np.ndarray:
-        return self.matrix.diagonal()
-
     def _share(self, counts: np.ndarray) -> np.ndarray:
-        union = self.matrix.sum(1) + self.matrix[:, :-1].sum(0) - self._hits()
+        union = self.matrix.sum(1) + self.matrix[:, :-1].sum(0) - self.matrix.diagonal()
         return np.divide(counts, union, out=np.full(self.n_classes, np.nan), where=union > 0)
 
 
@@ -90,11 +80,10 @@ class ThresholdSweep:
     def update(self, classes: np.ndarray, scores: np.ndarray, gt: np.ndarray) -> None:
         """Count one image: the best class of every pixel, its score (floating point), ground truth.
 
-        Same shape, arrays or tensors. The comparison is made in the type of the scores, as by an
-        argmax over [threshold, scores]. Raises ValueError as `ConfusionMatrix.update` does, and for
-        scores that are NaN.
+        All of one shape. The comparison is made in the type of the scores, as by an argmax over
+        [threshold, scores]. Raises ValueError as `ConfusionMatrix.update` does, and for NaN scores.
         """
-        scores = _array(scores)
+        scores = np.asarray(scores)
         cells = _cells(classes, gt, self.n_classes)
         if scores.shape != cells.shape or scores.dtype.kind != "f" or np.isnan(scores).any():
             raise ValueError(f"scores must be numbers of shape {cells.shape}, one for each pixel")
@@ -103,32 +92,21 @@ class ThresholdSweep:
         counts = np.bincount(cells.ravel() * bins + below, minlength=(rows + 1) * columns * bins)
         self.histogram += counts.reshape(-1, columns, bins)[:-1]
 
-    def merge(self, other: ThresholdSweep) -> ThresholdSweep:
+    def merge(self, other: "ThresholdSweep") -> None:
         """Add the counts of another process. Raises ValueError for other thresholds or classes."""
-        same = np.array_equal(self.thresholds, other.thresholds)
-        if not same or other.n_classes != self.n_classes:
-            raise ValueError("cannot add a sweep over other thresholds or other classes")
+        if not np.array_equal(self.thresholds, other.thresholds):
+            raise ValueError("cannot add a sweep over other thresholds")
         self.histogram += other.histogram
-        return self
-
-    __iadd__ = merge
 
     def confusions(self) -> list[ConfusionMatrix]:
         """One matrix per threshold, in the order of `self.thresholds` (ascending)."""
-        confusions = []
+        confusions = [ConfusionMatrix(self.n_classes) for _ in self.thresholds]
         # The bin b holds the scores above exactly b thresholds: foreground for those before b.
         background = self.histogram.cumsum(-1)
-        for i in range(len(self.thresholds)):
-            confusion = ConfusionMatrix(self.n_classes)
+        for i, confusion in enumerate(confusions):
             confusion.matrix += background[..., -1] - background[..., i]
             confusion.matrix[:, 0] += background[..., i].sum(1)
-            confusions.append(confusion)
         return confusions
-
-
-def _array(values) -> np.ndarray:
-    """An array as it is; a tensor on any device as an array."""
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
 
 
 def _cells(pred: np.ndarray, gt: np.ndarray, n_classes: int) -> np.ndarray:
@@ -136,15 +114,14 @@ def _cells(pred: np.ndarray, gt: np.ndarray, n_classes: int) -> np.ndarray:
 
     The last row holds the ignored pixels, the last column the predictions that are no class.
     """
-    pred, gt = _array(pred), _array(gt)
+    pred, gt = np.asarray(pred), np.asarray(gt)
     if pred.shape != gt.shape or pred.dtype.kind not in "iu" or gt.dtype.kind not in "iu":
         found = f"{pred.dtype} {pred.shape} and {gt.dtype} {gt.shape}"
         raise ValueError(f"prediction and ground truth must be integers of one shape, not {found}")
     wrong = ((gt < 0) | (gt >= n_classes)) & (gt != IGNORE)
     if wrong.any():
-        raise ValueError(
-            f"ground truth holds label {gt[wrong][0]}: neither a class 0..{n_classes - 1} nor 255"
-        )
+        known = f"neither a class 0..{n_classes - 1} nor 255"
+        raise ValueError(f"ground truth holds label {gt[wrong][0]}: {known}")
     rows, columns = np.minimum(gt.astype(np.intp), n_classes), pred.astype(np.intp)
     columns[(columns < 0) | (columns >= n_classes)] = n_classes
     return rows * (n_classes + 1) + columns

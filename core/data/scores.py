@@ -1,7 +1,5 @@
 """Score files: the CAMs, or the scores after a random walk, of one image at stride 4."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,17 +55,11 @@ def _inverse(side: int) -> Tensor:
 
 @dataclass
 class Scores:
-    """The CAMs (or random-walk scores) of one image.
+    """The CAMs (or random-walk scores) of one image."""
 
-    Attributes:
-        classes: uint8 (K,), indices 1..C, ascending; K = 0 for an image without any class.
-        cam: float16 (K, ceil(H/4), ceil(W/4)).
-        size: (H, W) of the image.
-    """
-
-    classes: np.ndarray
-    cam: np.ndarray
-    size: tuple[int, int]
+    classes: np.ndarray  # uint8 (K,), indices 1..C, ascending; K = 0 without any class
+    cam: np.ndarray  # float16 (K, ceil(H/4), ceil(W/4))
+    size: tuple[int, int]  # (H, W) of the image
 
     def class_table(self) -> np.ndarray:
         """uint8 (K + 1,): the class of each place in [background, *maps]."""
@@ -82,23 +74,16 @@ class Scores:
         cam = np.asarray(self.cam, np.float16)
         if not np.isfinite(cam).all():
             raise InputError(f"{path}: the scores to write hold NaN; is the checkpoint damaged?")
+        classes, size = np.asarray(self.classes, np.uint8), np.asarray(self.size, np.int64)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(
-                file,
-                classes=np.asarray(self.classes, np.uint8),
-                cam=cam,
-                size=np.asarray(self.size, np.int64),
-            )
+            np.savez(file, classes=classes, cam=cam, size=size)
 
     @staticmethod
-    def load(path: Path, n_classes: int, size: Sequence[int] | None = None) -> Scores:
-        """Read and check a score file.
+    def load(path: Path, n_classes: int, size: Sequence[int] | None = None) -> "Scores":
+        """Read a score file of `n_classes` C.
 
-        Args:
-            n_classes: C. size: the (H, W) of the image, checked when given.
-
-        Raises:
-            InputError: missing, damaged, of other classes or made from another image size.
+        Raises InputError for a file that is missing, damaged, of other classes, or not made from an
+        image of `size` (H, W) where that is given.
         """
         remedy = "make the scores again"
         try:
@@ -108,8 +93,7 @@ class Scores:
             with np.load(path, allow_pickle=False) as arrays:
                 file = Scores(arrays["classes"], arrays["cam"], tuple(arrays["size"].tolist()))
             well_formed = (
-                file.classes.dtype == np.uint8
-                and file.cam.dtype == np.float16
+                (file.classes.dtype, file.cam.dtype) == (np.uint8, np.float16)
                 and len(file.size) == 2
                 and all(isinstance(side, int) and side > 0 for side in file.size)
                 and file.cam.shape == (len(file.classes), *strided_size(file.size))
@@ -124,13 +108,10 @@ class Scores:
         if not well_formed:
             raise InputError(f"{path}: not a score file of this project; {remedy}")
         if any(not 1 <= each <= n_classes for each in file.classes):
-            raise InputError(
-                f"{path}: class {max(file.classes)} of {n_classes}: made with other "
-                f"classes; {remedy}"
-            )
+            what = f"class {max(file.classes)} of {n_classes}: made with other classes"
+            raise InputError(f"{path}: {what}; {remedy}")
         if size is not None and tuple(size) != file.size:
-            raise InputError(
-                f"{path}: made from an image of {file.size[1]}x{file.size[0]}, "
-                f"it is {size[1]}x{size[0]} now; {remedy}"
-            )
+            (height, width), (now_high, now_wide) = file.size, size
+            what = f"made from an image of {width}x{height}, it is {now_wide}x{now_high} now"
+            raise InputError(f"{path}: {what}; {remedy}")
         return file

@@ -1,14 +1,11 @@
 """Scores of directories: CAMs at every threshold, label maps; the figures of a confusion matrix."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from core.data import images
 from core.data.datasets import DataRoot
@@ -24,10 +21,8 @@ def scores(
     for image_id in ids:
         file = Scores.load(folder / f"{image_id}.npz", len(data.classes))
         mask = images.read_label(data.mask_path(image_id, masks), data.n_labels, file.size)
-        # The background's 0 before the classes: an image without any class is all background.
-        maps = F.pad(upsample(torch.from_numpy(file.cam), file.size), (0, 0, 0, 0, 1, 0))
-        scores, best = maps.max(0)
-        sweep.update(np.array([0, *file.classes])[best.numpy()], scores.numpy(), mask)
+        best, classes = best_class(file)
+        sweep.update(classes, best, mask)
     return sweep
 
 
@@ -42,10 +37,13 @@ def labels(data: DataRoot, folder: Path, masks: str, ids: Sequence[str]) -> Conf
 
 
 def best_class(file: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """The best score of every pixel, float32 (H, W), and its class, uint8 (H, W)."""
+    """The best score of every pixel, float32 (H, W), and its class, uint8 (H, W).
+
+    Without any class all is background, at any threshold.
+    """
     if not len(file.classes):
         return np.full(file.size, -np.inf, np.float32), np.zeros(file.size, np.uint8)
-    best, place = upsample(torch.from_numpy(file.cam).float(), file.size).max(0)
+    best, place = upsample(torch.from_numpy(file.cam), file.size).max(0)
     return best.numpy(), file.classes[place.numpy()]
 
 
@@ -54,13 +52,10 @@ def figures(matrix: ConfusionMatrix, classes: list[str]) -> dict[str, Any]:
 
     `fp` and `fn` are those of the released evaluate.py: over the foreground.
     """
-    iou = {
-        name: None if np.isnan(value) else round(float(value), 4)
-        for name, value in zip(["background", *classes], matrix.iou(), strict=True)
-    }
+    iou = [None if np.isnan(value) else round(value, 4) for value in matrix.iou().tolist()]
     return {
-        "miou": round(float(matrix.miou()), 4),
-        "iou": iou,
+        "miou": round(matrix.miou(), 4),
+        "iou": dict(zip(["background", *classes], iou, strict=True)),
         "fp": round(matrix.fp(background=False), 6),
         "fn": round(matrix.fn(background=False), 6),
     }

@@ -1,8 +1,7 @@
 """Joint image and mask augmentation on uint8 tensors, and normalisation on the device."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,16 +18,12 @@ _MEAN, _STD = (torch.tensor(rgb).view(1, 3, 1, 1) * 255 for rgb in (MEAN, STD))
 SCALES = CAM.scales
 
 
+@dataclass(frozen=True)
 class RandomView:
-    """Resize the LONGER side to a random integer, flip, then crop or pad to a square.
+    """Resize the LONGER side to a random integer, bicubic, flip, then crop or pad to a square."""
 
-    Args:
-        sides: inclusive range (pixels) of the longer side after the bicubic resize.
-        crop: side of the square view. A smaller image lies at a random offset in it.
-    """
-
-    def __init__(self, sides: tuple[int, int], crop: int):
-        self.sides, self.crop = sides, crop
+    sides: tuple[int, int]  # the range of the integer, both ends in it
+    crop: int  # side of the square; a smaller image lies at a random offset in it
 
     def __call__(
         self, image: Tensor, mask: Tensor | None, rng: np.random.Generator
@@ -54,11 +49,7 @@ class RandomView:
         self, image: Tensor, place: list[tuple[int, int, int]], flip: bool, fill: int
     ) -> tuple[Tensor, Tensor]:
         (y, top, height), (x, left, width) = place
-        if flip:
-            x = image.shape[2] - x - width
-        window = image[:, y : y + height, x : x + width]
-        if flip:
-            window = window.flip(-1)
+        window = (image.flip(-1) if flip else image)[:, y : y + height, x : x + width]
         # Pixels in rows of RGB, as the resize leaves them: the copy runs along memory.
         view = image.new_full((self.crop, self.crop, image.shape[0]), fill).permute(2, 0, 1)
         view[:, top : top + height, left : left + width] = window
@@ -89,13 +80,11 @@ def normalize(images: Tensor, boxes: Tensor | None = None) -> Tensor:
     return views.contiguous(memory_format=torch.channels_last)
 
 
-def pyramid(image: Image.Image | np.ndarray, scales: Sequence[float] = SCALES) -> list[Tensor]:
-    """Bicubic copies of an RGB image (PIL or uint8 (H, W, 3)): one uint8 (3, h, w) per scale."""
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
+def pyramid(image: np.ndarray, scales: Sequence[float] = SCALES) -> list[Tensor]:
+    """Bicubic copies of an RGB image, uint8 (H, W, 3): one uint8 (3, h, w) per scale."""
     copies = []
     for scale in scales:
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        copy = image if scale == 1 else image.resize(size, Image.Resampling.BICUBIC)
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        copy = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
         copies.append(torch.from_numpy(np.array(copy)).permute(2, 0, 1).contiguous())
     return copies

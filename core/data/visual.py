@@ -1,9 +1,7 @@
 """Pictures for people: heat maps, coloured label maps, overlays and legends.
 
-Every picture is a uint8 RGB array (H, W, 3).
+Pictures are uint8 RGB arrays (H, W, 3), maps are (H, W); ValueError where the sizes differ.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -19,15 +17,10 @@ INK, MUTED, PAPER = (25, 25, 25), (150, 150, 150), (255, 255, 255)
 
 
 def heat_map(image: np.ndarray, score: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """A photograph under a float (H, W) score in 0..1: blue is low, red is high.
-
-    Raises:
-        ValueError: the sizes differ.
-    """
-    _check_size(image, score)
+    """A photograph under a float score in 0..1 of its size: blue is low, red is high."""
     steps = np.rint(255 * np.nan_to_num(np.clip(score, 0, 1))).astype(np.uint8)
     colours = cv2.applyColorMap(steps, cv2.COLORMAP_JET)[..., ::-1]
-    return cv2.addWeighted(image, 1 - opacity, np.ascontiguousarray(colours), opacity, 0)
+    return _blend(image, colours, opacity)
 
 
 def colour_label(label: np.ndarray) -> np.ndarray:
@@ -36,13 +29,8 @@ def colour_label(label: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, label: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """A photograph with its uint8 (H, W) label map over it; the background stays as it is.
-
-    Raises:
-        ValueError: the sizes differ.
-    """
-    _check_size(image, label)
-    blended = cv2.addWeighted(image, 1 - opacity, colour_label(label), opacity, 0)
+    """A photograph with its uint8 label map over it; the background stays as it is."""
+    blended = _blend(image, colour_label(label), opacity)
     return np.where((label == 0)[..., None], image, blended)
 
 
@@ -51,8 +39,8 @@ def legend(names: Sequence[str], columns: int = 4) -> np.ndarray:
     font = ImageFont.load_default(16)
     entries = ["background", *names]
     columns = min(columns, len(entries))
-    width = 44 + max(int(font.getlength(name)) for name in entries)
     lines = -(-len(entries) // columns)
+    width = 44 + max(int(font.getlength(name)) for name in entries)
     page = Image.new("RGB", (columns * width + 8, lines * 26 + 8), PAPER)
     draw = ImageDraw.Draw(page)
     for label, name in enumerate(entries):
@@ -62,6 +50,7 @@ def legend(names: Sequence[str], columns: int = 4) -> np.ndarray:
     return np.array(page)
 
 
-def _check_size(image: np.ndarray, over: np.ndarray) -> None:
-    if image.shape[:2] != over.shape:
-        raise ValueError(f"an image of {image.shape[:2]} under a map of {over.shape}")
+def _blend(image: np.ndarray, over: np.ndarray, opacity: float) -> np.ndarray:
+    if image.shape != over.shape:
+        raise ValueError(f"an image of {image.shape[:2]} under a map of {over.shape[:2]}")
+    return cv2.addWeighted(image, 1 - opacity, np.ascontiguousarray(over), opacity, 0)

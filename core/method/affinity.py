@@ -3,8 +3,6 @@
 IRN (Ahn et al., CVPR 2019): two pixels are alike unless a boundary lies between them.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np
@@ -70,9 +68,8 @@ class _PairAffinity(torch.autograd.Function):
     @staticmethod
     def forward(ctx, edge: Tensor, radius: int) -> Tensor:
         offsets, lines = paths(radius)
-        affinity = edge.new_empty(
-            edge.shape[0], len(offsets), *neighbour(edge, offsets[0], radius).shape[1:]
-        )
+        size = neighbour(edge, offsets[0], radius).shape[1:]
+        affinity = edge.new_empty(len(edge), len(offsets), *size)
         winner = torch.empty_like(affinity, dtype=torch.uint8) if ctx.needs_input_grad[0] else None
         for i, line in enumerate(lines):
             path = torch.stack([neighbour(edge, pixel, radius) for pixel in line])
@@ -105,11 +102,7 @@ class _PairAffinity(torch.autograd.Function):
 
 
 def pair_affinity(edge: Tensor, radius: int) -> Tensor:
-    """Affinities of the pixels whose half disc lies inside the image (those the loss is made of).
-
-    Edge (N, H, W), float in [0, 1] -> (N, n_offsets, h, w), with h and w of `neighbour`;
-    differentiable. The offsets are those of `paths(radius)`.
-    """
+    """`affinity` of the source pixels of `neighbour`: (N, H, W) -> (N, n_offsets, h, w)."""
     return _PairAffinity.apply(edge, radius)
 
 

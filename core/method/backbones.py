@@ -1,7 +1,5 @@
 """ResNets at output stride 16 that give the features of every stage."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import ModuleType
 
@@ -20,18 +18,13 @@ class Backbone(nn.Module):
     """A classification network without its head, output stride 16, as the authors build it.
 
     The first block of layer4 has stride 1; a ResNeSt's later blocks are dilated by 2, a ResNet's
-    are not. Parameter names are torchvision's or timm's: their checkpoints fit.
+    are not. Parameter names are torchvision's or timm's: their checkpoints fit. `channels` are
+    those of the five taps: after stem + maxpool (stride 4), layer1 (4), layer2 (8), layer3 (16),
+    layer4 (16).
 
-    Args:
-        weights: a state dict of this backbone, e.g. from `core.run.weights.load`; None: random.
-        frozen: stay in eval mode, so that BatchNorm's statistics stay as they are.
-
-    Attributes:
-        channels: channels of the five taps: after stem + maxpool (stride 4), layer1 (4),
-            layer2 (8), layer3 (16), layer4 (16).
-
-    Raises:
-        InputError: an unknown name, or a ResNeSt without timm.
+    Weights: a state dict of this backbone, e.g. from `core.run.weights.load`; None: random. Frozen:
+    stay in eval mode, so that BatchNorm's statistics stay as they are. Raises InputError for an
+    unknown name, or a ResNeSt without timm.
     """
 
     def __init__(
@@ -43,10 +36,9 @@ class Backbone(nn.Module):
         self.name, self.frozen = name, frozen
         if name in TIMM:
             net = import_timm().create_model(TIMM[name], pretrained=False)
-            self.relu = net.act1
         else:
             net = torchvision.models.get_model(name, weights=None)
-            self.relu = net.relu
+        self.relu = net.act1 if name in TIMM else net.relu
         self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool
         self.layer1, self.layer2 = net.layer1, net.layer2
         self.layer3, self.layer4 = net.layer3, net.layer4
@@ -61,7 +53,7 @@ class Backbone(nn.Module):
             self.load_state_dict(weights, strict=False)  # old files lack num_batches_tracked
         self.train()
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> "Backbone":
         return super().train(mode and not self.frozen)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -89,7 +81,6 @@ def import_timm() -> ModuleType:
     try:
         import timm
     except ImportError:
-        raise InputError(
-            "ResNeSt backbones need timm: pip install -r requirements-resnest.txt"
-        ) from None
+        remedy = "pip install -r requirements-resnest.txt"
+        raise InputError(f"ResNeSt backbones need timm: {remedy}") from None
     return timm

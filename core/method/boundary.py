@@ -1,7 +1,5 @@
 """The labels a boundary network learns from, and the boundaries it finds (IRN, Ahn et al. 2019)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -23,10 +21,9 @@ def confident_labels(foreground_labels: np.ndarray, background_labels: np.ndarra
     there is certain. Returns uint8 (H, W): the class where the first says a class, 0 where both
     say background, 255 (ignore) elsewhere. Raises ValueError where the shapes differ.
     """
-    if foreground_labels.shape != background_labels.shape:
-        raise ValueError(
-            f"label maps differ in shape: {foreground_labels.shape}, {background_labels.shape}"
-        )
+    shapes = foreground_labels.shape, background_labels.shape
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"label maps differ in shape: {shapes[0]}, {shapes[1]}")
     unsure = np.where(background_labels == 0, 0, IGNORE)
     return np.where(foreground_labels > 0, foreground_labels, unsure).astype(np.uint8)
 
@@ -48,14 +45,10 @@ def edge_map(
 ) -> Tensor:
     """Boundary probabilities of one image, its logits averaged with its mirror image's.
 
-    Args:
-        network: (2, 3, H', W') normalised images -> edge logits (2, h, w) at stride 4.
-        image: uint8 RGB (3, H, W) on the network's device.
-        pad_to: after the normalisation, right and bottom are padded with 0 up to this side, where
-            larger up to the next multiple of 32: GroupNorm then sees what it saw in training.
-
-    Returns:
-        float32 (ceil(H/4), ceil(W/4)) in [0, 1].
+    Network: (2, 3, H', W') normalised images -> edge logits (2, h, w) at stride 4. Image: uint8 RGB
+    (3, H, W) on its device. After the normalisation, right and bottom are padded with 0 up to
+    `pad_to`, where larger to the next multiple of 32: GroupNorm then sees what it saw in training.
+    Returns float32 (ceil(H/4), ceil(W/4)) in [0, 1].
     """
     height, width = strided_size(image.shape[1:])
     bottom, right = (

@@ -1,6 +1,4 @@
-"""Class activation maps: normalisation, multi-scale inference, thresholds."""
-
-from __future__ import annotations
+"""Multi-scale, flipped inference of any network; class activation maps, their thresholds."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,10 +9,46 @@ from PIL import Image
 from torch import Tensor
 
 from core.data.scores import sample, strided_size, upsample
-from core.data.transforms import SCALES, pyramid
-from core.data.transforms import normalize as normalize_images
-from core.method import passes
+from core.data.transforms import SCALES, normalize, pyramid
 from core.recipe import CAM
+
+Network = Callable[[Tensor], Tensor]
+
+
+def summed(
+    network: Network, copies: Sequence[Tensor], size: Sequence[int], activation: Network
+) -> Tensor:
+    """The sum of what a network gives images at each scale, and their mirror images, turned back.
+
+    Network: (N, 3, h, w) normalised images -> (N, C, h', w') maps, at any stride. Copies: per scale
+    uint8 (B, 3, h, w), of B images of equal size, on its device; see `transforms.pyramid`. What
+    the activation makes of the maps is resized to `size`. Returns float32 (B, C, *size).
+    """
+    total = torch.zeros(())
+    for images in copies:
+        views = normalize(images)
+        straight, mirrored = network(torch.cat([views, views.flip(-1)])).float().chunk(2)
+        for maps in (straight, mirrored.flip(-1)):
+            total = total + F.interpolate(activation(maps), size, mode="bilinear")
+    return total
+
+
+def sum_scales(
+    network: Network, copies: Sequence[Tensor], size: tuple[int, int], high_res: bool = False
+) -> Tensor:
+    """Sum of the CAMs over scales and flips, not yet normalised: (B, C, ceil(H/4), ceil(W/4)).
+
+    Network and copies as in `summed`, the maps being class maps at stride 16; size: (H, W)
+    of the images. `high_res`: of the two sums that the authors' code keeps, not the one at stride 4
+    but `hr_cam`, at the size of the image, of which these are the samples (`scores.sample`).
+    Upsampled and divided by its maximum, the map is off by .001 on average, .13 at most where a
+    slope breaks, and 99.7% of the pixels keep their label at thresholds from .05 to .4
+    (photographs, their colours in place of class maps).
+    """
+    multiple = CAM.high_res_multiple
+    grid = [-(-side // multiple) * multiple for side in size] if high_res else strided_size(size)
+    total = summed(network, copies, grid, F.relu)
+    return sample(total[..., : size[0], : size[1]]) if high_res else total
 
 
 def normalize(maps: Tensor) -> Tensor:
@@ -23,56 +57,18 @@ def normalize(maps: Tensor) -> Tensor:
     return F.relu(maps - CAM.epsilon) / (maps.amax((-2, -1), keepdim=True) + CAM.epsilon)
 
 
-def sum_scales(
-    network: Callable[[Tensor], Tensor],
-    copies: Sequence[Tensor],
-    size: tuple[int, int],
-    high_res: bool = False,
-) -> Tensor:
-    """Sum of the CAMs over scales and flips, not yet normalised.
-
-    Args:
-        network, copies: see `passes.outputs`; the maps are class maps at stride 16.
-        size: (H, W) of the images.
-        high_res: of the two sums that the authors' code keeps, not the one at stride 4 but
-            `hr_cam`, at the size of the image, of which these are the samples (`scores.sample`).
-            Upsampled and divided by its maximum, the map is off by .001 on average, .13 at most
-            where a slope breaks, and 99.7% of the pixels keep their label at thresholds from .05
-            to .4 (photographs, their colours in place of class maps).
-
-    Returns:
-        float32 (B, C, ceil(H/4), ceil(W/4)).
-    """
-    multiple = CAM.high_res_multiple
-    grid = [-(-side // multiple) * multiple for side in size] if high_res else strided_size(size)
-    total = torch.zeros(())
-    for pair in passes.outputs(network, copies):
-        for maps in pair:
-            total = total + F.interpolate(F.relu(maps), grid, mode="bilinear")
-    return sample(total[..., : size[0], : size[1]]) if high_res else total
-
-
 @torch.inference_mode()
 def multi_scale(
-    network: Callable[[Tensor], Tensor],
-    image: Image.Image | np.ndarray,
+    network: Network,
+    image: np.ndarray | Image.Image,
     scales: Sequence[float] = SCALES,
     device: torch.device | str = "cpu",
     high_res: bool = False,
 ) -> Tensor:
-    """Multi-scale, flipped CAMs of one RGB image, before normalisation.
-
-    Args:
-        network: any callable (N, 3, H, W) -> (N, C, h, w) on `device`.
-        image: PIL image or uint8 (H, W, 3).
-        high_res: see `sum_scales`.
-
-    Returns:
-        float32 (C, ceil(H/4), ceil(W/4)), the sum over scales and flips.
-    """
-    size = (image.height, image.width) if isinstance(image, Image.Image) else image.shape[:2]
+    """`sum_scales` of one RGB image, PIL's or uint8 (H, W, 3): (C, ceil(H/4), ceil(W/4))."""
+    image = np.asarray(image)
     copies = [copy[None].to(device) for copy in pyramid(image, scales)]
-    return sum_scales(network, copies, size, high_res)[0]
+    return sum_scales(network, copies, image.shape[:2], high_res)[0]
 
 
 def of_classes(sums: Tensor, classes: Sequence[int]) -> Tensor:
@@ -84,7 +80,7 @@ def of_classes(sums: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def seen(
-    network: Callable[[Tensor], Tensor],
+    network: Network,
     image: np.ndarray,
     scales: Sequence[float],
     threshold: float,
@@ -92,14 +88,10 @@ def seen(
 ) -> tuple[list[int], Tensor]:
     """The classes that a classifier sees in an image without labels, and their CAMs.
 
-    Args:
-        image: uint8 (H, W, 3). threshold: probability of a class that is seen; where none reaches
-            it, the likeliest one is.
-
-    Returns:
-        Class indices 1..C, ascending; float32 (K, H, W) in 0..1.
+    Image uint8 (H, W, 3); seen is a class of at least the probability `threshold`, or else the
+    likeliest one. Returns class indices 1..C, ascending, and float32 (K, H, W) in 0..1.
     """
-    views = normalize_images(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))
+    views = normalize(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))
     logits = network(torch.cat([views, views.flip(-1)])).float().mean((0, 2, 3))
     classes = (torch.nonzero(logits.sigmoid() >= threshold).flatten() + 1).tolist()
     classes = classes or [int(logits.argmax()) + 1]
@@ -107,23 +99,14 @@ def seen(
     return classes, upsample(of_classes(sums, classes), image.shape[:2])
 
 
-def label_map(maps: Tensor, threshold: float, classes: Sequence[int] | None = None) -> Tensor:
+def label_map(maps: Tensor, threshold: float) -> Tensor:
     """The best class of each pixel against a constant background score, which wins ties.
 
-    Args:
-        maps: scores (K, H, W), floating; K = 0 gives a map that is all background.
-        threshold: score of the background.
-        classes: index of each of the K classes; None: 1..K, as the dense CRF wants them.
-
-    Returns:
-        uint8 (H, W) on the device of the maps, 0 = background.
+    Scores (K, H, W), floating; K = 0 gives a map that is all background. Returns uint8 (H, W) on
+    their device: 0 is the background, 1..K the classes, as the dense CRF wants them.
     """
     background = maps.new_full((1, *maps.shape[1:]), threshold)
-    best = torch.cat([background, maps]).argmax(0)
-    if classes is None:
-        return best.to(torch.uint8)
-    table = torch.tensor([0, *classes], dtype=torch.uint8)
-    return table.to(maps.device, non_blocking=True)[best]
+    return torch.cat([background, maps]).argmax(0).to(torch.uint8)
 
 
 def otsu(scores: np.ndarray, bins: int = 256) -> float:

@@ -2,24 +2,18 @@
 
 Mean-field inference in a fully connected CRF with Gaussian edge potentials (Krähenbühl and Koltun,
 NIPS 2011), with two backends that give the same labels: `pydensecrf` (their C++ code, one CPU core)
-and `torch` (CPU or CUDA, nothing to compile, see `core.method.lattice`).
+and `torch` (CPU or CUDA, nothing to compile, see `core.method.lattice`). Arrays, tensors on any
+device and PIL images are taken alike; results are NumPy arrays.
 
-Arrays, tensors on any device and PIL images are taken alike; results are NumPy arrays.
-
-Several images in flight on one GPU: call from several threads, each inside its own
-`with torch.cuda.stream(torch.cuda.Stream())`. The calls share nothing but the cache of spatial
-lattices, which is safe to share, and return when their result is on the host. A call waits for the
-GPU twice: for the size of the image's lattice and for the result (a third time for the lattice of
-an image size that is new). At 1200x900 with 21 labels it takes 1 GB of GPU memory on a photograph,
-2.5 GB at most (an image of pure noise).
+Several images in flight on one GPU: call from several threads, each on a CUDA stream of its own.
+The calls share nothing but the cache of spatial lattices, which is safe to share, and wait for the
+GPU twice: for the size of the image's lattice (and of the spatial one of a new image size) and for
+the result. 1200x900 pixels with 21 labels take 1 GB of GPU memory on a photograph, 2.5 GB at most.
 """
-
-from __future__ import annotations
 
 import functools
 import importlib
 import sys
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -36,21 +30,15 @@ BACKENDS = ("auto", "pydensecrf", "torch")
 
 # Widths of the bilateral term: sxy in pixels, srgb in 8-bit colour steps.
 LABEL_WIDTHS = {"sxy": LABEL_CRF.bilateral_sxy, "srgb": LABEL_CRF.bilateral_srgb}
-PROBABILITY_WIDTHS = {
-    "sxy": PROBABILITY_CRF.bilateral_sxy,
-    "srgb": PROBABILITY_CRF.bilateral_srgb,
-}
+PROBABILITY_WIDTHS = {"sxy": PROBABILITY_CRF.bilateral_sxy, "srgb": PROBABILITY_CRF.bilateral_srgb}
 
 
 def resolve_backend(name: str = "auto", device: Device = None) -> str:
-    """What `name` means on `device` (None: the CPU): "pydensecrf" or "torch".
+    """What `name`, one of `BACKENDS`, means on `device` (None: the CPU): "pydensecrf" or "torch".
 
     `auto` is torch on a GPU; on a CPU it is pydensecrf if that imports, else torch, and one line on
-    stderr says so, once per process.
-
-    Raises:
-        ValueError: `name` is none of `BACKENDS`.
-        InputError: "pydensecrf" is asked for and cannot be imported.
+    stderr says so, once per process. Raises ValueError for another name, InputError where
+    "pydensecrf" is asked for and cannot be imported.
     """
     if name not in BACKENDS:
         raise ValueError(f"CRF backend {name!r}: choose one of {', '.join(BACKENDS)}")
@@ -59,9 +47,8 @@ def resolve_backend(name: str = "auto", device: Device = None) -> str:
     if _pydensecrf() is not None:
         return "pydensecrf"
     if name == "pydensecrf":
-        raise InputError(
-            "CRF backend pydensecrf does not import: install pydensecrf2, or use torch"
-        )
+        remedy = "install pydensecrf2, or use torch"
+        raise InputError(f"CRF backend pydensecrf does not import: {remedy}")
     _say_fallback()
     return "torch"
 
@@ -76,13 +63,12 @@ def refine_labels(
     labels: Any,
     n_labels: int,
     iterations: int,
-    gt_prob: float = LABEL_CRF.gt_prob,
     backend: str = "auto",
     device: Device = None,
 ) -> np.ndarray:
     """`DenseCRF.refine_labels` of one image, at the widths for label maps (sxy 50, srgb 5)."""
     crf = DenseCRF(image, **LABEL_WIDTHS, backend=backend, device=device)
-    return crf.refine_labels(labels, n_labels, iterations, gt_prob)
+    return crf.refine_labels(labels, n_labels, iterations)
 
 
 def refine_probabilities(
@@ -104,15 +90,9 @@ def most_probable(
 class DenseCRF:
     """The pairwise terms of one image, built once and used for any number of passes.
 
-    Args:
-        image: (H, W, 3) uint8.
-        sxy: width of the bilateral term in pixels.
-        srgb: width of the bilateral term in colour steps (0..255).
-        backend: one of `BACKENDS`, see `resolve_backend`; `self.backend` is what it became.
-        device: where the torch backend works; None: the CPU.
-
-    Raises:
-        ValueError: the image is not uint8 (H, W, 3), or a width is not positive.
+    Image uint8 (H, W, 3); sxy and srgb: widths of the bilateral term, in pixels and in colour steps
+    (0..255); device: where the torch backend works, None is the CPU. `self.backend` is what
+    `resolve_backend` says. Raises ValueError for another image or a width that is not positive.
     """
 
     def __init__(
@@ -121,53 +101,37 @@ class DenseCRF:
         if not (sxy > 0 and srgb > 0):
             raise ValueError(f"CRF: sxy and srgb must be positive, not {sxy} and {srgb}")
         self.backend = resolve_backend(backend, device)
-        self.device = _device(device if self.backend == "torch" else None)
         image = _tensor(image, "image", "uint8", (None, None, 3))
-        self._image = _send(image, self.device, copy=True).contiguous()
-        self._size = tuple(image.shape[:2])
+        where = device_of(self.backend, torch.device(device or "cpu"))
+        self._image = _send(image, where, copy=True).contiguous()
+        self.device = self._image.device  # a "cuda" without an index has one now
+        height, width = self._size = tuple(image.shape[:2])
         self._widths = {"sxy": float(sxy), "srgb": float(srgb)}
-        self._compiled: tuple[int, Any] = (0, None)
+        self._compiled: dict[int, Any] = {}  # a model of pydensecrf has a fixed number of labels
         if self.backend == "torch":
-            bilateral = bilateral_lattice(self._image, **self._widths)
-            height, width = self._size
             spatial = spatial_lattice(height, width, LABEL_CRF.gaussian_sxy, self.device)
-            self._terms = (
-                (spatial, LABEL_CRF.gaussian_compat),
-                (bilateral, LABEL_CRF.bilateral_compat),
-            )
+            bilateral = bilateral_lattice(self._image, **self._widths)
+            weights = LABEL_CRF.gaussian_compat, LABEL_CRF.bilateral_compat
+            self._terms = list(zip((spatial, bilateral), weights, strict=True))
 
-    def refine_labels(
-        self, labels: Any, n_labels: int, iterations: int, gt_prob: float = LABEL_CRF.gt_prob
-    ) -> np.ndarray:
-        """Refine a label map of which each pixel is right with probability `gt_prob`.
+    def refine_labels(self, labels: Any, n_labels: int, iterations: int) -> np.ndarray:
+        """Refine a label map of which each pixel is right with the recipe's probability, 0.7.
 
-        Args:
-            labels: (H, W) integers in 0..n_labels-1.
-            iterations: mean-field steps, 0 or more.
-
-        Returns:
-            (H, W) most probable label, the lowest on ties: uint8, or int64 if n_labels > 256.
-
-        Raises:
-            ValueError: labels of another size, type or range, or gt_prob not between 0 and 1.
+        Labels (H, W), integers in 0..n_labels-1; iterations: mean-field steps, 0 or more. Returns
+        the most probable label (H, W), the lowest on ties: uint8, or int64 if n_labels > 256.
+        Raises ValueError for labels of another size, type or range.
         """
-        return self.refine_label_maps([labels], n_labels, iterations, gt_prob)[0]
+        return self.refine_label_maps([labels], n_labels, iterations)[0]
 
     def refine_label_maps(
-        self,
-        maps: Sequence[Any],
-        n_labels: int,
-        iterations: int,
-        gt_prob: float = LABEL_CRF.gt_prob,
+        self, maps: list[Any], n_labels: int, iterations: int
     ) -> list[np.ndarray]:
         """`refine_labels` for several label maps of the image.
 
         The torch backend filters all maps at once: gathering six floats costs what three do.
         """
-        if not 0 < gt_prob < 1:
-            raise ValueError(f"CRF: gt_prob must be between 0 and 1, not {gt_prob}")
-        wrong = (1 - gt_prob) / max(n_labels - 1, 1)
-        unaries = []
+        unaries, right = [], LABEL_CRF.gt_prob
+        wrong = (1 - right) / max(n_labels - 1, 1)
         for labels in maps:
             labels = _tensor(labels, "labels", "integer", self._size)
             if labels.is_cpu:  # on a GPU `scatter_` refuses them: to ask would make the host wait
@@ -176,22 +140,16 @@ class DenseCRF:
                     raise ValueError(f"CRF: labels {low}..{high} do not fit n_labels {n_labels}")
             labels = _send(labels, self.device).long()
             unary = labels.new_full((n_labels, labels.numel()), -np.log(wrong), dtype=torch.float32)
-            unaries.append(unary.scatter_(0, labels.reshape(1, -1), -np.log(gt_prob)))
+            unaries.append(unary.scatter_(0, labels.reshape(1, -1), -np.log(right)))
         best = self._infer(torch.stack(unaries), iterations).argmax(1).view(-1, *self._size)
         return list(best.to(torch.uint8 if n_labels <= 256 else torch.int64).cpu().numpy())
 
     def refine_probabilities(self, probs: Any, iterations: int) -> np.ndarray:
         """Refine class probabilities; the unary energy is -log(max(probs, 1e-5)).
 
-        Args:
-            probs: (C, H, W) floating, each in 0..1.
-            iterations: mean-field steps, 0 or more.
-
-        Returns:
-            (C, H, W) float32 marginals, which add up to 1 at each pixel.
-
-        Raises:
-            ValueError: probabilities of another size or type, NaN, or outside 0..1.
+        Probs (C, H, W) floating, each in 0..1; iterations: mean-field steps, 0 or more. Returns
+        (C, H, W) float32 marginals, which add up to 1 at each pixel. Raises ValueError for
+        probabilities of another size or type, NaN, or outside 0..1.
         """
         q = self._marginals(probs, iterations).cpu().numpy()
         _refuse(np.isnan(q[0, 0, 0]))
@@ -239,19 +197,17 @@ class DenseCRF:
         return q.view(n_points, n_maps, n_labels).permute(1, 2, 0)
 
     def _infer_compiled(self, unary: Tensor, iterations: int) -> Tensor:
-        # A DenseCRF2D has a fixed number of labels: the last one is kept, and its lattices with it.
-        if self._compiled[0] != len(unary):
-            height, width = self._size
+        n_labels = len(unary)
+        if n_labels not in self._compiled:
             library = _pydensecrf()
             assert library is not None  # `resolve_backend` has seen to it
-            crf = library.DenseCRF2D(width, height, len(unary))
+            crf = library.DenseCRF2D(*self._size[::-1], n_labels)
             crf.addPairwiseGaussian(sxy=LABEL_CRF.gaussian_sxy, compat=LABEL_CRF.gaussian_compat)
             image = self._image.numpy()
             crf.addPairwiseBilateral(**self._widths, rgbim=image, compat=LABEL_CRF.bilateral_compat)
-            self._compiled = len(unary), crf
-        crf = self._compiled[1]
-        crf.setUnaryEnergy(unary.contiguous().numpy())
-        return torch.from_numpy(np.array(crf.inference(iterations)))
+            self._compiled[n_labels] = crf
+        self._compiled[n_labels].setUnaryEnergy(unary.contiguous().numpy())
+        return torch.from_numpy(np.array(self._compiled[n_labels].inference(iterations)))
 
 
 def _softmax_(logits: Tensor) -> Tensor:
@@ -269,13 +225,6 @@ def _send(tensor: Tensor, device: torch.device, **changes: Any) -> Tensor:
 def _refuse(is_bad: bool) -> None:
     if is_bad:
         raise ValueError("CRF: the probabilities hold NaN or values outside 0..1")
-
-
-def _device(device: Device) -> torch.device:
-    device = torch.device("cpu" if device is None else device)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 @functools.cache

@@ -1,16 +1,14 @@
 """Gaussian filtering of scattered points on the permutohedral lattice.
 
 Adams, Baek and Davis, "Fast high-dimensional filtering using the permutohedral lattice", 2010, in
-the form that Krähenbühl and Koltun's dense CRF code uses (the code that pydensecrf wraps). The
-float32 operations that place a point are theirs, in their order: only sums round differently.
+the form of the code that pydensecrf wraps, Krähenbühl and Koltun's dense CRF. The float32
+operations that place a point are theirs, in their order: only sums round differently.
 
 The d features of a point are lifted onto the plane sum(x) = 0 of R^(d+1), which the lattice tiles
 with simplices. A point spreads its value over the d+1 vertices of the simplex around it (splat),
 the vertices are blurred with [1/2 1 1/2] along the d+1 directions of the lattice, and the point
 reads its vertices with the same weights (slice). The cost is linear in the number of points.
 """
-
-from __future__ import annotations
 
 import functools
 import math
@@ -27,14 +25,12 @@ _MAX_VALUES = 2**27
 class Lattice:
     """The lattice of one set of points: built once, then `filter` for any number of values.
 
+    Its features are (N, d) float32 on any device, in units of the Gaussian's standard deviation.
     Every step of `filter` adds up gathered rows (`embedding_bag`); nothing is scattered with atomic
     additions, so that a result is the same in every run on the same device.
 
     Memory: 16 (d+1) bytes per point and 8 (d+1) per vertex, of which there are at most d+1 per
     point, in photographs about 1; `filter` adds 8 bytes per vertex and label, 1 GiB at most.
-
-    Args:
-        features: (N, d) float32 on any device, in units of the Gaussian's standard deviation.
     """
 
     @torch.no_grad()
@@ -65,11 +61,11 @@ class Lattice:
         self._slice_weights = weights.T[:n].contiguous() * (1 / (1 + 2.0**-d))
 
     @torch.no_grad()
-    def normalize_(self) -> Lattice:
-        """Make `filter` symmetrically normalised, as in the dense CRF, and return the lattice.
+    def normalize_(self) -> "Lattice":
+        """Divide values by the root of the filter's response to ones, before and after `filter`.
 
-        Values are from now on divided by the square root of the filter's response to ones, before
-        and after filtering; the weights take the factors up, so that this costs nothing.
+        This is the dense CRF's symmetric normalisation; the weights take up the factors, so that it
+        costs nothing. Returns the lattice.
         """
         ones = torch.ones_like(self._slice_weights[:, :1])
         factor = (self.filter(ones) + 1e-20).rsqrt_()
@@ -83,18 +79,12 @@ class Lattice:
         columns = max(1, _MAX_VALUES // max(len(self._offsets), len(values)))
         if values.shape[1] > columns:
             return torch.cat([self.filter(part) for part in values.split(columns, 1)], 1)
-        x = F.embedding_bag(
-            self._points,
-            values.contiguous(),
-            self._offsets,
-            mode="sum",
-            per_sample_weights=self._splat_weights,
-        )
+        add_up = functools.partial(F.embedding_bag, mode="sum")
+        splat, slice_ = self._splat_weights, self._slice_weights
+        x = add_up(self._points, values.contiguous(), self._offsets, per_sample_weights=splat)
         for neighbours in self._neighbours:
-            x.add_(F.embedding_bag(neighbours, x, mode="sum"), alpha=0.5)
-        return F.embedding_bag(
-            self._vertices, x, mode="sum", per_sample_weights=self._slice_weights
-        )
+            x.add_(add_up(neighbours, x), alpha=0.5)
+        return add_up(self._vertices, x, per_sample_weights=slice_)
 
 
 def bilateral_lattice(image: Tensor, sxy: float, srgb: float) -> Lattice:
@@ -200,11 +190,9 @@ def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     strides = torch.where(spans.double().prod() < 2.0**62, strides, hashed)
     steps = F.pad(strides, (0, 1)) - F.pad(strides, (1, 0))
 
-    column = steps[:, None]
     # Vertex r has subtracted d+1 from the r coordinates of the highest rank, and added r to all.
-    moves = torch.empty_like(rank).scatter_(0, rank, column.expand_as(rank)).flip(0)
-    keys = torch.empty_like(rank)
-    keys[0] = 0
+    moves = torch.empty_like(rank).scatter_(0, rank, steps[:, None].expand_as(rank)).flip(0)
+    keys = torch.zeros_like(rank)
     for coordinate, step in zip(base.long(), steps, strict=True):
         keys[0] += coordinate * step
     for r in range(d):
@@ -213,12 +201,10 @@ def _vertex_keys(base: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _argsort(keys: Tensor) -> Tensor:
-    """Stable argsort of int64 keys; on a CPU by NumPy's radix sort, 16 bits at a time.
-
-    (A million keys take 25 ms on one core, a third of the time of a comparison sort.)
-    """
+    """Stable argsort of int64 keys; on a CPU by NumPy's radix sort, 16 bits at a time."""
     if keys.device.type != "cpu":
         return keys.sort(stable=True).indices
+    # A million keys take 25 ms on one core, a third of the time of a comparison sort.
     digits = (keys - keys.min()).numpy().view(np.uint64)
     order = np.argsort(digits.astype(np.uint16), kind="stable")
     for shift in range(16, int(digits.max()).bit_length(), 16):

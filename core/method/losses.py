@@ -4,15 +4,14 @@ All are computed in float32 or wider, under autocast too: bfloat16 has 8 bits, a
 thousands of pixels or a logarithm near 0 needs more.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from core.data.images import IGNORE
 from core.method.affinity import neighbour, pair_affinity, paths
-from core.recipe import AFFINITY, CLASSIFICATION
+from core.recipe import AFFINITY
+from core.recipe import CLASSIFICATION as PUZZLE
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -25,23 +24,17 @@ def classification(logits: Tensor, labels: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(logits, labels.to(logits.dtype))
 
 
-def reconstruction(
-    maps: Tensor, merged: Tensor, labels: Tensor, masked: bool = True, norm: str = "l1"
-) -> Tensor:
-    """L_re: how far the merged maps of the tiles are from the maps of the whole images.
+def reconstruction(maps: Tensor, merged: Tensor, labels: Tensor, masked: bool = True) -> Tensor:
+    """L_re, the L1 norm: how far the merged maps of the tiles are from those of the whole images.
 
     Maps and merged (N, C, h, w), raw class maps (no ReLU, no normalisation); labels (N, C) in
     {0, 1}. `masked` silences the absent classes, which stay in the mean all the same; the paper's
-    formula has no mask. The norm is "l1" (the paper) or "l2". Raises ValueError for another one and
-    for shapes that do not fit.
+    formula has no mask. Raises ValueError for shapes that do not fit.
     """
-    if norm not in ("l1", "l2"):
-        raise ValueError(f'the norm of the reconstruction loss is "l1" or "l2", not {norm!r}')
     if maps.shape != merged.shape or maps.shape[:2] != labels.shape:
         shapes = [tuple(tensor.shape) for tensor in (maps, merged, labels)]
         raise ValueError(f"maps, merged maps and labels do not fit: {shapes}")
-    difference = _wide(maps) - _wide(merged)
-    distance = difference.abs() if norm == "l1" else difference.square()
+    distance = (_wide(maps) - _wide(merged)).abs()
     if masked:
         distance = distance * labels[:, :, None, None]
     return distance.mean()
@@ -81,10 +74,7 @@ def puzzle(
 
 
 def alpha(
-    step: int,
-    max_step: int,
-    peak: float = CLASSIFICATION.alpha,
-    ramp: float = CLASSIFICATION.alpha_ramp,
+    step: int, max_step: int, peak: float = PUZZLE.alpha, ramp: float = PUZZLE.alpha_ramp
 ) -> float:
     """Weight of L_re at a global step: 0 -> peak, linear over the first `ramp` of training."""
     if max_step < 1 or ramp < 0:
@@ -97,19 +87,18 @@ def affinity(
 ) -> Tensor:
     """Affinity loss (IRN, "Loss for class boundary detection"): an edge only between unlike pairs.
 
-    Edge (H, W) or (N, H, W), probabilities in [0, 1]; label of the same shape, integers in
-    0..255, 0 = background, 255 = ignore. L = (L_bgpos/2 + L_fgpos/2 + L_neg)/2, each the mean over
-    its pairs in the whole batch: both background, both the same class, different. The sources
-    are the pixels whose half disc of `radius` lies inside the image, as in the code of IRN: pairs
-    never leave it. A set without pairs contributes 0. `counts` (3,) replaces the numbers of pairs
-    that the sums are divided by, for a microbatch. Raises ValueError where the shapes differ.
+    Edge (H, W) or (N, H, W), probabilities in [0, 1]; label of the same shape, integers in 0..255,
+    0 = background, 255 = ignore. L = (L_bgpos/2 + L_fgpos/2 + L_neg)/2, each the mean over its
+    pairs in the whole batch: both background, both the same class, different; 0 without any. The
+    sources are those of `pair_affinity`, as in the code of IRN: pairs never leave the image.
+    `counts` (3,) replaces the numbers of pairs that the sums are divided by, for a microbatch.
+    Raises ValueError where the shapes differ.
     """
     if edge.shape != label.shape or edge.ndim not in (2, 3):
         shapes = f"{tuple(edge.shape)} and {tuple(label.shape)}"
         raise ValueError(f"edge and label must both be (H, W) or both (N, H, W), not {shapes}")
     sets = _pair_sets(label, radius)
-    if counts is None:
-        counts = _sizes(sets)
+    counts = _sizes(sets) if counts is None else counts
     affinities = pair_affinity(_wide(edge).reshape(-1, *edge.shape[-2:]), radius)
     log_likelihood = torch.where(sets[2], 1 - affinities, affinities).add_(AFFINITY.epsilon).log()
     # The rest is 0, not left out: to learn how many a selection leaves, the host would wait.

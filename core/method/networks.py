@@ -1,7 +1,5 @@
 """The three networks: classifier, boundary network, segmentation network."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch
@@ -31,11 +29,7 @@ class Network(nn.Module):
 
 
 class Classifier(Network):
-    """ResNet and a 1x1 convolution without bias; Puzzle-CAM section 2, A = theta(F(I)).
-
-    Args:
-        n_classes: C, foreground classes. weights: the backbone's state dict; None: random.
-    """
+    """ResNet and a 1x1 convolution without bias to the C foreground classes, A = theta(F(I))."""
 
     def __init__(self, backbone: str, n_classes: int, weights: Weights = None):
         super().__init__(backbone, weights, n_classes=n_classes)
@@ -57,13 +51,11 @@ class AffinityNet(Network):
         super().__init__(backbone, weights, frozen=True)
         self.backbone.requires_grad_(False)
         width = AFFINITY.edge_channels
-        self.edge_layers = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, width, 1, bias=False),
-                nn.GroupNorm(AFFINITY.norm_groups, width),
-            )
-            for channels in self.backbone.channels
-        )
+        self.edge_layers = nn.ModuleList()
+        for channels in self.backbone.channels:
+            convolution = nn.Conv2d(channels, width, 1, bias=False)
+            norm = nn.GroupNorm(AFFINITY.norm_groups, width)
+            self.edge_layers.append(nn.Sequential(convolution, norm))
         self.edge = nn.Conv2d(len(self.edge_layers) * width, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -86,11 +78,8 @@ class AffinityNet(Network):
 class DeepLabV3Plus(Network):
     """DeepLabv3+ (Chen et al., ECCV 2018) at output stride 16, GroupNorm in the new layers.
 
-    The backbone's BatchNorm statistics are frozen; its scale and shift are trained, as in the
-    authors' code.
-
-    Args:
-        n_labels: classes with the background.
+    `n_labels` counts the background. The backbone's BatchNorm statistics are frozen; its scale and
+    shift are trained, as in the authors' code.
     """
 
     def __init__(self, backbone: str, n_labels: int, weights: Weights = None):

@@ -3,8 +3,6 @@
 Puzzle-CAM (arXiv 2101.11253), section "The puzzle module". Neither direction has a parameter.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

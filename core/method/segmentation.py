@@ -1,32 +1,23 @@
 """Multi-scale, flipped segmentation of images of equal size."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from core.method import passes
+from core.method import cam
 
 BAND = 64  # rows upsampled at a time: 4000 pixels wide and 21 classes make 21 MB
 
 
-def probabilities(
-    network: Callable[[Tensor], Tensor], copies: Sequence[Tensor], size: tuple[int, int]
-) -> Tensor:
-    """Softmax of the logits, summed over scales and flips.
+def probabilities(network: cam.Network, copies: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Softmax of the logits, summed over scales and flips: float32 (B, n_labels, H, W).
 
-    Network and copies as in `passes.outputs`, the maps being logits; size: (H, W) of the images.
-    Returns float32 (B, n_labels, H, W).
+    Arguments as in `cam.summed`, the maps being logits; size: (H, W) of the images.
     """
-    total = torch.zeros(())
-    for pair in passes.outputs(network, copies):
-        for logits in pair:
-            total = total + F.interpolate(logits, size, mode="bilinear")
-    return total.softmax(1)
+    return cam.summed(network, copies, size, nn.Identity()).softmax(1)
 
 
 def argmax_at_size(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
