@@ -15,7 +15,6 @@ named and left out. A minute per 1,000 images of a gallery.
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
@@ -25,9 +24,8 @@ from core.run import options
 from core.run.main import run_main
 from tools.reporting import paper, render, summarise
 from tools.reporting.collect import collect
-from tools.reporting.gallery import galleries
-from tools.reporting.overview import overview
-from tools.reporting.pictures import Choice, albums
+from tools.reporting.gallery import galleries, overview
+from tools.reporting.pictures import albums
 
 
 def get_args_parser() -> options.Parser:
@@ -54,25 +52,23 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     if min(args.images, args.per_class, args.overview) < 0:
         raise InputError("--images, --per-class and --overview: 0 or more")
-    choice = Choice(**{each.name: getattr(args, each.name) for each in fields(Choice)})
     warnings: list[str] = []
     families = collect(args.runs, warnings)
     for family in families:
         print(render.text(family))
-    pictured = {family.name: albums(family, choice, warnings) for family in families}
-    shown = {name: galleries(found, choice, warnings) for name, found in pictured.items()}
+    pictured = {family.name: albums(family, args, warnings) for family in families}
+    shown = {name: galleries(found, args, warnings) for name, found in pictured.items()}
     tables = paper.tables(families)
     content = {"families": families, "tables": tables, "galleries": shown, "warnings": warnings}
     args.out.mkdir(parents=True, exist_ok=True)
-    files.write_text(args.out / "index.html", render.html(**content))
-    files.write_text(args.out / "report.md", render.markdown(**content))
+    files.write_text(args.out / "index.html", render.page("page.html", **content))
+    files.write_text(args.out / "report.md", render.page("report.md", **content))
     if args.metrics is not None:
         args.metrics.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(args.metrics, summarise.metrics(families))
     if families and (args.overview or args.ids):
         most = max(families, key=lambda f: sum(len(a.columns) for a in pictured[f.name]))
-        picture = args.out / "overview.png"
-        overview(most, pictured[most.name], choice, args.device, warnings, picture)
+        overview(most, pictured[most.name], args, warnings, args.out / "overview.png")
     for line in dict.fromkeys(warnings):
         print(f"left out: {line}", file=sys.stderr)
     print(f"{args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")

@@ -1,22 +1,33 @@
-"""The best, median and worst images of an album, as data URIs."""
+"""Which images are shown: best, median and worst ones in the page, some in overview.png."""
 
 from __future__ import annotations
 
-import base64
+import argparse
 import contextlib
 import io
-from collections.abc import Iterator
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 from tqdm import tqdm
 
+import predict
+from core import files
 from core.data import images, visual
-from core.errors import InputError
-from tools.reporting.pictures import Album, Choice, confusion
+from tools import steps
+from tools.reporting.charts import STYLE, data_uri
+from tools.reporting.collect import Family, noting
+from tools.reporting.pictures import Album, Cell, Column
 
 SECTIONS = ("best", "median", "worst")
+WIDTH, DPI = 6, 100  # columns that short rows fill together; pixels an inch
+Place = tuple[str, str, Cell | None]  # title, caption, picture
 
 
 @dataclass
@@ -31,87 +42,62 @@ class Entry:
     cells: list[tuple[str, str, float | None]] = field(default_factory=list)  # title, URI, IoU
 
 
-@dataclass
-class Gallery:
-    """The chosen images of one split.
-
-    Attributes:
-        order: what they are ordered by. classes: number -> name and colour of those in the images.
-    """
-
-    split: str
-    order: str
-    classes: dict[int, tuple[str, str]]
-    entries: list[Entry]
-
-    @property
-    def widest(self) -> int:
-        """The most pictures of an image."""
-        return max((len(entry.cells) for entry in self.entries), default=0)
-
-
-def galleries(albums: list[Album], choice: Choice, warnings: list[str]) -> list[Gallery]:
-    """The galleries of the albums that have pictures."""
+def galleries(
+    albums: list[Album], args: argparse.Namespace, warnings: list[str]
+) -> list[dict[str, Any]]:
+    """The galleries of the albums that have pictures, as page.html shows them."""
     found = []
-    for album in albums if choice.images or choice.per_class else []:
-        with noting(warnings, "gallery"):
-            found.append(gallery(album, choice, warnings))
-    return [each for each in found if each is not None]
+    for album in albums if args.images or args.per_class else []:
+        with noting(warnings, "gallery: "):
+            ids = album.data.ids(album.split)
+            columns = [c for c in album.columns if any(c.path(i).is_file() for i in ids)]
+            if columns:
+                found.append(gallery(album, ids, columns[-1], args, warnings))
+    return found
 
 
-def gallery(album: Album, choice: Choice, warnings: list[str]) -> Gallery | None:
-    """The gallery of an album, ordered by its last column; None where there are no pictures.
+def gallery(
+    album: Album, ids: list[str], ranked: Column, args: argparse.Namespace, warnings: list[str]
+) -> dict[str, Any]:
+    """The gallery of an album, ordered by a column's IoU.
 
-    Raises:
-        InputError: no such split.
+    Returns:
+        split; order: what it is ordered by; entries; widest: the most pictures of an image;
+        classes: number -> name and colour of those in the images.
     """
-    ids = album.data.ids(album.split)
-    columns = [c for c in album.columns if any(c.path(i).is_file() for i in ids)]
-    if not columns:
-        return None
-    ranked, ious, means = columns[-1], {}, {}
+    ious, means = {}, {}
     for image_id in tqdm(ids, desc=f"gallery {album.split}", unit="image", dynamic_ncols=True):
-        try:
+        with noting(warnings, "gallery: "):
             truth = album.truth(image_id)
-            found = None if truth is None else album.label(ranked, image_id, truth.shape)
-        except InputError as error:
-            warnings.append(f"gallery: {error}")
-            continue
-        if found is not None:
-            matrix = confusion(found[0], truth, album.data.n_labels)
-            present = np.flatnonzero(matrix.matrix.sum(1)[1:]) + 1
-            ious[image_id] = dict(zip(present.tolist(), matrix.iou()[present], strict=True))
-            means[image_id] = matrix.miou()
+            label = None if truth is None else album.label(ranked, image_id, truth.shape)[0]
+            if label is not None:
+                matrix = album.confusion(label, truth)
+                present = np.flatnonzero(matrix.matrix.sum(1)[1:]) + 1
+                ious[image_id] = dict(zip(present.tolist(), matrix.iou()[present], strict=True))
+                means[image_id] = matrix.miou()
     means = {image_id: value for image_id, value in means.items() if np.isfinite(value)}
-    entries = choose(means, ious, album.data.classes, choice)
+    chosen = choose(means, ious, album.data.classes, args)
     if not means:
         some = [i for i in ids if ranked.path(i).is_file()]
-        entries = [Entry(i, "sample", True, []) for i in spread(some, 3 * choice.images)]
-    for entry in entries:
-        with noting(warnings, "gallery"):
-            cells = list(album.strip(entry.image_id).values())
-            for cell in cells:
-                uri = jpeg_uri(images.fit(cell.picture, choice.side))
-                entry.cells.append((cell.title, uri, cell.iou))
-            if not means:
-                entry.classes = [c for c in np.unique(cells[-1].label).tolist() if 0 < c < 255]
-    entries = [entry for entry in entries if entry.cells]
+        chosen = {i: Entry(i, "sample", True, []) for i in spread(some, 3 * args.images)}
+    for image_id, strip in album.strips(chosen, warnings, "gallery"):
+        entry = chosen[image_id]
+        for title, cell in strip.items():
+            entry.cells.append((title, jpeg_uri(images.fit(cell.picture, args.side)), cell.iou))
+        if not means:
+            entry.classes = [c for c in np.unique(cell.label).tolist() if 0 < c < 255]
+    entries = [entry for entry in chosen.values() if entry.cells]
     order = f"{len(means)} images, ordered by the IoU of {ranked.title}"
-    order = order if means else "a sample; there is no ground truth"
-    present = sorted({c for entry in entries for c in entry.classes})
-    classes = {
-        c: (album.data.classes[c - 1], f"rgb{tuple(visual.PALETTE[c].tolist())}") for c in present
+    return {
+        "split": album.split,
+        "order": order if means else "a sample; there is no ground truth",
+        "entries": entries,
+        "widest": max((len(entry.cells) for entry in entries), default=0),
+        "classes": {
+            c: (album.data.classes[c - 1], f"rgb{tuple(visual.PALETTE[c].tolist())}")
+            for c in sorted({c for entry in entries for c in entry.classes})
+        },
     }
-    return Gallery(album.split, order, classes, entries)
-
-
-@contextlib.contextmanager
-def noting(warnings: list[str], what: str) -> Iterator[None]:
-    """Turn bad input into a warning; the rest of the block is left out."""
-    try:
-        yield
-    except InputError as error:
-        warnings.append(f"{what}: {error}")
 
 
 def places(n: int, count: int) -> dict[str, range]:
@@ -127,14 +113,14 @@ def choose(
     means: dict[str, float],
     ious: dict[str, dict[int, float]],
     classes: list[str],
-    choice: Choice,
-) -> list[Entry]:
+    args: argparse.Namespace,
+) -> dict[str, Entry]:
     """The best, median and worst images by mIoU, then by the IoU of each class in them."""
     chosen: dict[str, Entry] = {}
-    rankings = [("", choice.images, means)]
+    rankings = [("", args.images, means)]
     for index, name in enumerate(classes, 1):
         score = {i: ious[i][index] for i in means if index in ious[i]}
-        rankings.append((f" {name}", choice.per_class, score))
+        rankings.append((f" {name}", args.per_class, score))
     for suffix, number, score in rankings:
         order = sorted(score, key=lambda i: (-score[i], i))
         for section, positions in places(len(order), number).items():
@@ -142,7 +128,8 @@ def choose(
                 new = Entry(image_id, section, not suffix, sorted(ious[image_id]))
                 entry = chosen.setdefault(image_id, new)
                 entry.tags.append(f"{section}{suffix} {score[image_id]:.0f}")
-    return sorted(chosen.values(), key=lambda e: (SECTIONS.index(e.section), -means[e.image_id]))
+    ordered = sorted(chosen, key=lambda i: (SECTIONS.index(chosen[i].section), -means[i]))
+    return {image_id: chosen[image_id] for image_id in ordered}
 
 
 def spread(ids: list[str], count: int) -> list[str]:
@@ -155,4 +142,98 @@ def jpeg_uri(picture: np.ndarray) -> str:
     """A uint8 RGB picture (H, W, 3) as a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=78)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_uri("image/jpeg", buffer.getvalue())
+
+
+def overview(
+    family: Family, albums: list[Album], args: argparse.Namespace, warnings: list[str], path: Path
+) -> None:
+    """Draw images of a family's albums, a PNG; short rows stand two or more abreast.
+
+    A picture shows every step: what the segmentation was not asked for, the device does now.
+    """
+    lines: list[list[Place]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for album in albums:
+            with noting(warnings, "overview: "):
+                abreast = max(1, WIDTH // len(album.titles))
+                listed = album.data.ids(album.split)
+                ids = [i for i in args.ids if i in listed]
+                ids = ids or spread(listed, -(-args.overview // abreast) * abreast)
+                with noting(warnings, "overview: "):
+                    folder = Path(temporary, str(len(lines)))
+                    album.columns += segmented(family, album, ids, args.device, folder)
+                strips = dict(album.strips(ids, warnings, "overview"))
+                lines += arrange(album.titles, strips, abreast)
+    if lines:
+        draw(lines, albums[0].data.classes, args.side, path)
+
+
+def segmented(
+    family: Family, album: Album, ids: list[str], device: str, folder: Path
+) -> list[Column]:
+    """Columns of the segmentations that were made of another split: made now, as they were.
+
+    Raises:
+        InputError: a damaged model or image.
+    """
+    have = {column.step.name for column in album.columns}
+    paths = [album.data.image_path(image_id) for image_id in ids]
+    made = []
+    for step in (s for s in steps.STEPS if s.script == "predict" and s.name not in have):
+        name, out = dict(step.reads)["--checkpoint"], folder / step.name
+        models = {p.path / name / "model.pt": p for row in family.rows for p in row.seeds}
+        for model in [path for path in models if path.is_file()][:1]:
+            record = models[model].records.get(step.name)
+            settings = record["settings"] if record else {}
+            command = [*paths, "--out", out, "--checkpoint", model, "--device", device, "--jobs", 1]
+            command += ["--scales", *settings["scales"]] if settings.get("scales") else []
+            command += [] if settings.get("crf", True) else ["--no-crf"]
+            with contextlib.redirect_stdout(io.StringIO()):
+                predict.main([str(each) for each in command])
+            made.append(Column(step.title, step, out, 0.0))
+    return made
+
+
+def arrange(
+    titles: list[str], strips: dict[str, dict[str, Cell]], abreast: int
+) -> list[list[Place]]:
+    """Lines of places, `abreast` images in each; titles stand in the first line."""
+    shown = [title for title in titles if any(title in strip for strip in strips.values())]
+    lines: list[list[Place]] = []
+    for number, (image_id, strip) in enumerate(strips.items()):
+        if number % abreast == 0:
+            lines.append([])
+        for title in shown:
+            cell = strip.get(title)
+            caption = image_id if title == "image" else ""
+            if cell is not None and cell.iou is not None:
+                caption = f"IoU {cell.iou:.0f}"
+            lines[-1].append((title if len(lines) == 1 else "", caption, cell))
+    return lines
+
+
+def draw(lines: list[list[Place]], names: list[str], side: int, path: Path) -> None:
+    """Write lines of pictures, each `side` pixels, and the colours of the classes in them."""
+    width, height = max(map(len, lines)) * side, len(lines) * (side + 22) + 50
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((width / DPI, height / DPI), DPI, layout="constrained")
+        plain = {"xticks": [], "yticks": [], "frame_on": False}
+        grid = figure.subplots(len(lines), width // side, squeeze=False, subplot_kw=plain)
+        labels: set[int] = set()
+        for line, axes in zip(lines, grid, strict=True):
+            for (title, caption, cell), each in zip(line, axes, strict=False):
+                each.set_title(title, fontsize=9)
+                each.set_xlabel(caption, fontsize=8)
+                if cell is not None:
+                    each.imshow(cell.picture)
+                    labels |= set() if cell.label is None else set(np.unique(cell.label).tolist())
+        colours = [
+            Patch(color=visual.PALETTE[c] / 255, label=names[c - 1])
+            for c in sorted(labels)
+            if 0 < c <= len(names)
+        ]
+        if colours:
+            figure.legend(handles=colours, loc="outside lower center", ncols=WIDTH, frameon=False)
+        with files.atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")
