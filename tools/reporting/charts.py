@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -12,18 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from tools.reporting.collect import Row
 
 OWN_CHART = {"alpha": "alpha", "lr": "learning rate", "peak": "peak of the present classes' maps"}
-STYLE = {
-    "svg.fonttype": "none",  # text stays text: a tenth of the bytes
-    "svg.hashsalt": "puzzle-cam",  # the same runs, the same page
-    "text.parse_math": False,  # names may hold a $
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#ddd",
-}
+STYLE = Path(__file__).parent / "templates" / "charts.mplstyle"
 Line = tuple[str, list[tuple[float, float]]]  # name, points
 Chart = tuple[str, str]  # what a screen reader says, data URI
 
@@ -33,7 +23,7 @@ def line_chart(title: str, x_label: str, lines: list[Line]) -> Chart:
 
     The y axis is logarithmic where values span a factor of 50.
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         figure = Figure((4.2, 2.8), layout="constrained")
         axes = figure.subplots()
         names = list(dict.fromkeys(name for name, _ in lines))

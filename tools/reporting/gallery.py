@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import io
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,79 +24,63 @@ from tools.reporting.charts import STYLE, data_uri
 from tools.reporting.collect import Family, noting
 from tools.reporting.pictures import Album, Cell, Column
 
-SECTIONS = ("best", "median", "worst")
 WIDTH, DPI = 6, 100  # columns that short rows fill together; pixels an inch
 Place = tuple[str, str, Cell | None]  # title, caption, picture
-
-
-@dataclass
-class Entry:
-    """One image: its section, tags ("best 93", "worst dog 12" ...), classes and pictures."""
-
-    image_id: str
-    section: str
-    is_overall: bool
-    classes: list[int]
-    tags: list[str] = field(default_factory=list)
-    cells: list[tuple[str, str, float | None]] = field(default_factory=list)  # title, URI, IoU
+Ious = dict[str, dict[int, float]]  # image -> its mIoU as 0, and the IoU of each class in it
 
 
 def galleries(
     albums: list[Album], args: argparse.Namespace, warnings: list[str]
 ) -> list[dict[str, Any]]:
-    """The galleries of the albums that have pictures, as page.html shows them."""
+    """The galleries of the albums that have pictures, each ordered by its last column's IoU.
+
+    Returns:
+        split; order: what it is ordered by; entries: the images, their tags, cells and classes;
+        classes: number -> name and colour of those in the images.
+    """
     found = []
     for album in albums if args.images or args.per_class else []:
         with noting(warnings, "gallery: "):
-            ids = album.data.ids(album.split)
-            columns = [c for c in album.columns if any(c.path(i).is_file() for i in ids)]
-            if columns:
-                found.append(gallery(album, ids, columns[-1], args, warnings))
+            listed = album.data.ids(album.split)
+            columns = [c for c in album.columns if any(c.path(i).is_file() for i in listed)]
+            ious = measure(album, columns[-1], listed, warnings) if columns else {}
+            tags = choose(ious, album.data.classes, args)
+            order = "a sample; there is no ground truth"
+            if ious:
+                order = f"{len(ious)} images, ordered by the IoU of {columns[-1].title}"
+            elif columns:
+                some = [i for i in listed if columns[-1].path(i).is_file()]
+                tags = {i: [] for i in spread(some, 3 * args.images)}
+            entries, classes = [], {}
+            for image_id, strip in album.strips(tags, warnings, "gallery"):
+                cells = [(t, jpeg_uri(c.picture, args.side), c.iou) for t, c in strip.items()]
+                present = ious.get(image_id) or np.unique([*strip.values()][-1].label).tolist()
+                present = [c for c in sorted(present) if 0 < c < images.IGNORE]
+                entry = {"id": image_id, "tags": tags[image_id], "cells": cells}
+                entries.append(entry | {"classes": present})
+                for c in present:
+                    colour = f"rgb{tuple(visual.PALETTE[c].tolist())}"
+                    classes[c] = album.data.classes[c - 1], colour
+            if entries:
+                made = {"split": album.split, "order": order, "entries": entries}
+                found.append(made | {"classes": dict(sorted(classes.items()))})
     return found
 
 
-def gallery(
-    album: Album, ids: list[str], ranked: Column, args: argparse.Namespace, warnings: list[str]
-) -> dict[str, Any]:
-    """The gallery of an album, ordered by a column's IoU.
-
-    Returns:
-        split; order: what it is ordered by; entries; widest: the most pictures of an image;
-        classes: number -> name and colour of those in the images.
-    """
-    ious, means = {}, {}
+def measure(album: Album, column: Column, ids: list[str], warnings: list[str]) -> Ious:
+    """The IoUs of a column's images that have a ground truth."""
+    ious: Ious = {}
     for image_id in tqdm(ids, desc=f"gallery {album.split}", unit="image", dynamic_ncols=True):
         with noting(warnings, "gallery: "):
             truth = album.truth(image_id)
-            label = None if truth is None else album.label(ranked, image_id, truth.shape)[0]
+            label = None if truth is None else album.label(column, image_id, truth.shape)[0]
             if label is not None:
                 matrix = album.confusion(label, truth)
                 present = np.flatnonzero(matrix.matrix.sum(1)[1:]) + 1
-                ious[image_id] = dict(zip(present.tolist(), matrix.iou()[present], strict=True))
-                means[image_id] = matrix.miou()
-    means = {image_id: value for image_id, value in means.items() if np.isfinite(value)}
-    chosen = choose(means, ious, album.data.classes, args)
-    if not means:
-        some = [i for i in ids if ranked.path(i).is_file()]
-        chosen = {i: Entry(i, "sample", True, []) for i in spread(some, 3 * args.images)}
-    for image_id, strip in album.strips(chosen, warnings, "gallery"):
-        entry = chosen[image_id]
-        for title, cell in strip.items():
-            entry.cells.append((title, jpeg_uri(images.fit(cell.picture, args.side)), cell.iou))
-        if not means:
-            entry.classes = [c for c in np.unique(cell.label).tolist() if 0 < c < 255]
-    entries = [entry for entry in chosen.values() if entry.cells]
-    order = f"{len(means)} images, ordered by the IoU of {ranked.title}"
-    return {
-        "split": album.split,
-        "order": order if means else "a sample; there is no ground truth",
-        "entries": entries,
-        "widest": max((len(entry.cells) for entry in entries), default=0),
-        "classes": {
-            c: (album.data.classes[c - 1], f"rgb{tuple(visual.PALETTE[c].tolist())}")
-            for c in sorted({c for entry in entries for c in entry.classes})
-        },
-    }
+                of_classes = dict(zip(present.tolist(), matrix.iou()[present], strict=True))
+                if np.isfinite(matrix.miou()):
+                    ious[image_id] = {0: matrix.miou()} | of_classes
+    return ious
 
 
 def places(n: int, count: int) -> dict[str, range]:
@@ -110,26 +93,23 @@ def places(n: int, count: int) -> dict[str, range]:
 
 
 def choose(
-    means: dict[str, float],
-    ious: dict[str, dict[int, float]],
-    classes: list[str],
-    args: argparse.Namespace,
-) -> dict[str, Entry]:
-    """The best, median and worst images by mIoU, then by the IoU of each class in them."""
-    chosen: dict[str, Entry] = {}
-    rankings = [("", args.images, means)]
-    for index, name in enumerate(classes, 1):
-        score = {i: ious[i][index] for i in means if index in ious[i]}
-        rankings.append((f" {name}", args.per_class, score))
-    for suffix, number, score in rankings:
-        order = sorted(score, key=lambda i: (-score[i], i))
-        for section, positions in places(len(order), number).items():
+    ious: Ious, classes: list[str], args: argparse.Namespace
+) -> dict[str, list[tuple[str, str, float]]]:
+    """The best, median and worst images by mIoU, then by the IoU of each class in them.
+
+    Returns:
+        image -> what it is: ("best", "", 93.0), ("worst", "dog", 12.0) ...
+    """
+    tags: dict[str, list[tuple[str, str, float]]] = {}
+    for index, name in enumerate(["", *classes]):
+        order = sorted((i for i in ious if index in ious[i]), key=lambda i: (-ious[i][index], i))
+        found = places(len(order), args.per_class if index else args.images)
+        for section, positions in found.items():
             for image_id in (order[position] for position in positions):
-                new = Entry(image_id, section, not suffix, sorted(ious[image_id]))
-                entry = chosen.setdefault(image_id, new)
-                entry.tags.append(f"{section}{suffix} {score[image_id]:.0f}")
-    ordered = sorted(chosen, key=lambda i: (SECTIONS.index(chosen[i].section), -means[i]))
-    return {image_id: chosen[image_id] for image_id in ordered}
+                tags.setdefault(image_id, []).append((section, name, ious[image_id][index]))
+    sections = list(places(0, 0))
+    ordered = sorted(tags, key=lambda i: (sections.index(tags[i][0][0]), -ious[i][0]))
+    return {image_id: tags[image_id] for image_id in ordered}
 
 
 def spread(ids: list[str], count: int) -> list[str]:
@@ -138,10 +118,10 @@ def spread(ids: list[str], count: int) -> list[str]:
     return [ids[int(place)] for place in places]
 
 
-def jpeg_uri(picture: np.ndarray) -> str:
-    """A uint8 RGB picture (H, W, 3) as a data URI."""
+def jpeg_uri(picture: np.ndarray, side: int) -> str:
+    """A uint8 RGB picture (H, W, 3), scaled to fit a square, as a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=78)
+    Image.fromarray(images.fit(picture, side)).save(buffer, format="JPEG", quality=78)
     return data_uri("image/jpeg", buffer.getvalue())
 
 
@@ -163,7 +143,7 @@ def overview(
                 with noting(warnings, "overview: "):
                     folder = Path(temporary, str(len(lines)))
                     album.columns += segmented(family, album, ids, args.device, folder)
-                strips = dict(album.strips(ids, warnings, "overview"))
+                strips = list(album.strips(ids, warnings, "overview"))
                 lines += arrange(album.titles, strips, abreast)
     if lines:
         draw(lines, albums[0].data.classes, args.side, path)
@@ -196,27 +176,25 @@ def segmented(
 
 
 def arrange(
-    titles: list[str], strips: dict[str, dict[str, Cell]], abreast: int
+    titles: list[str], strips: list[tuple[str, dict[str, Cell]]], abreast: int
 ) -> list[list[Place]]:
     """Lines of places, `abreast` images in each; titles stand in the first line."""
-    shown = [title for title in titles if any(title in strip for strip in strips.values())]
-    lines: list[list[Place]] = []
-    for number, (image_id, strip) in enumerate(strips.items()):
-        if number % abreast == 0:
-            lines.append([])
+    places = []
+    shown = [title for title in titles if any(title in strip for _, strip in strips)]
+    for number, (image_id, strip) in enumerate(strips):
         for title in shown:
             cell = strip.get(title)
-            caption = image_id if title == "image" else ""
-            if cell is not None and cell.iou is not None:
-                caption = f"IoU {cell.iou:.0f}"
-            lines[-1].append((title if len(lines) == 1 else "", caption, cell))
-    return lines
+            iou = "" if cell is None or cell.iou is None else f"IoU {cell.iou:.0f}"
+            caption = image_id if title == "image" else iou
+            places.append((title if number < abreast else "", caption, cell))
+    wide = abreast * len(shown)
+    return [places[start : start + wide] for start in range(0, len(places), wide or 1)]
 
 
 def draw(lines: list[list[Place]], names: list[str], side: int, path: Path) -> None:
     """Write lines of pictures, each `side` pixels, and the colours of the classes in them."""
     width, height = max(map(len, lines)) * side, len(lines) * (side + 22) + 50
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         figure = Figure((width / DPI, height / DPI), DPI, layout="constrained")
         plain = {"xticks": [], "yticks": [], "frame_on": False}
         grid = figure.subplots(len(lines), width // side, squeeze=False, subplot_kw=plain)
