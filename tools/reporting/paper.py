@@ -7,8 +7,7 @@ ICIP 2021 (arXiv 2101.11253), Tables 1 to 3; what they cite there for AffinityNe
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from core import recipe
 from core.data.datasets import VOC_CLASSES
@@ -17,27 +16,36 @@ from tools.reporting import summarise
 from tools.reporting.collect import VARIANTS, Family, Row
 
 SOURCE = "Jo and Yu, Puzzle-CAM, ICIP 2021, arXiv 2101.11253"
+PUBLISHED = {  # (variant, backbone), or the name of another method: evaluation -> mIoU
+    ("cls", "resnet50"): {"cam": 47.82},
+    ("p_cls", "resnet50"): {"cam": 47.70},
+    ("re", "resnet50"): {"cam": 49.21},
+    ("all", "resnet50"): {"cam": 51.53, "rw": 64.16, "pseudo": 64.70},
+    ("all", "resnest50"): {"cam": 57.59, "rw": 69.48, "pseudo": 69.91},
+    ("all", "resnest101"): {"cam": 61.85, "rw": 71.92, "pseudo": 72.46, "val": 66.9, "test": 67.7},
+    ("all", "resnest269"): {"cam": 62.45, "rw": 74.14, "pseudo": 74.67, "val": 71.9, "test": 72.2},
+    "AffinityNet": {"cam": 47.82, "rw": 58.10, "pseudo": 59.70, "val": 61.7, "test": 63.7},
+    "IRNet": {"val": 63.5, "test": 64.8},
+    "SEAM": {"val": 64.5, "test": 65.7},
+}
 HEAD = ["Row", "Measure", "Paper", "Ours", "Difference", "Seeds", "Cost", "BN batch"]
 RELEASED = "hr_cam"  # the map whose score the paper prints as its CAM's; scored on request
 OTHER = "* other data than the paper's: the difference says nothing about it"
 IMAGES = {"val": recipe.DATA.val_images, "test": recipe.DATA.test_images}  # else those of train
-Figures = dict[str, float]  # evaluation (cam, rw, pseudo, val, test) -> mIoU
+Key = tuple[str, str] | str  # of PUBLISHED
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """One of the paper's tables.
 
     Attributes:
-        rows: (variant, backbone) -> published figures; others: of other methods, by their names.
-        given: the evaluations, in order; without any those of the steps on train. decimals: as
-        printed there.
+        rows: of PUBLISHED. given: the evaluations, in order; without any those of the steps on
+        train. decimals: as printed there.
     """
 
     title: str
-    rows: dict[tuple[str, str], Figures]
+    rows: list[Key]
     note: str
-    others: dict[str, Figures] = field(default_factory=dict)
     given: tuple[str, ...] = ()
     decimals: int = 2
 
@@ -53,111 +61,90 @@ class Table:
         return self.given == ("cam",)
 
 
-def _walk(cam: float, rw: float, pseudo: float) -> Figures:
-    return {"cam": cam, "rw": rw, "pseudo": pseudo}
-
-
 TABLES = (
     Table(
-        title="Table 1: the losses, mIoU of the CAMs on train (ResNet-50)",
-        rows={
-            ("cls", "resnet50"): {"cam": 47.82},
-            ("p_cls", "resnet50"): {"cam": 47.70},
-            ("re", "resnet50"): {"cam": 49.21},
-            ("all", "resnet50"): {"cam": 51.53},
-        },
-        note="People who re-ran the authors' released code report 48.53 for all three terms.",
-        given=("cam",),
+        "Table 1: the losses, mIoU of the CAMs on train (ResNet-50)",
+        [(variant, "resnet50") for variant in VARIANTS],
+        "People who re-ran the authors' released code report 48.53 for all three terms.",
+        ("cam",),
     ),
     Table(
-        title="Table 2: the pseudo-labels, mIoU on train",
-        rows={
-            ("all", "resnet50"): _walk(51.53, 64.16, 64.70),
-            ("all", "resnest50"): _walk(57.59, 69.48, 69.91),
-            ("all", "resnest101"): _walk(61.85, 71.92, 72.46),
-            ("all", "resnest269"): _walk(62.45, 74.14, 74.67),
-        },
-        note="People who re-ran the authors' released code report 48.53 for the CAMs of the "
+        "Table 2: the pseudo-labels, mIoU on train",
+        ["AffinityNet", *(key for key in PUBLISHED if key[0] == "all")],
+        "People who re-ran the authors' released code report 48.53 for the CAMs of the "
         "ResNet-50 and 65.42 after the random walk.",
-        others={"AffinityNet": _walk(47.82, 58.10, 59.70)},
     ),
     Table(
-        title="Table 3: the segmentation network, mIoU",
-        rows={
-            ("all", "resnet50"): {},
-            ("all", "resnest101"): {"val": 66.9, "test": 67.7},
-            ("all", "resnest269"): {"val": 71.9, "test": 72.2},
-        },
-        note="The test set is scored by the VOC server alone; tools/export_voc.py makes the "
+        "Table 3: the segmentation network, mIoU",
+        ["AffinityNet", "IRNet", "SEAM"]
+        + [("all", backbone) for backbone in ("resnet50", "resnest101", "resnest269")],
+        "The test set is scored by the VOC server alone; tools/export_voc.py makes the "
         "submission. Its answer, kept as test.json with a `miou`, is shown here.",
-        others={
-            "AffinityNet": {"val": 61.7, "test": 63.7},
-            "IRNet": {"val": 63.5, "test": 64.8},
-            "SEAM": {"val": 64.5, "test": 65.7},
-        },
-        given=("val", "test"),
+        ("val", "test"),
         decimals=1,
     ),
 )
 
 
 def tables(families: list[Family]) -> list[tuple[str, summarise.Cells, list[str]]]:
-    """Title, lines and notes of the tables that a run of ours stands in; of all without runs."""
+    """Title, lines and notes of the tables that a run of ours stands in; of all without runs.
+
+    The lines: other methods, the paper's rows, then more of ours.
+    """
     result = []
+    known = [row for family in families for row in family.rows if row.variant]
     for table in TABLES:
+        ours: dict[Key, list[Row]] = {key: [] for key in table.rows}
+        for row in known:
+            if _belongs(row, table):
+                ours.setdefault((row.variant, row.backbone), []).append(row)
         lines, notes = [], []
-        found = list(_rows(table, families))
-        for name, paper, row in found:
-            lines += _lines(table, name, paper, row)
-            notes += [f"{name}: {line}" for line in summarise.problems(row)] if row else []
+        for key, found in ours.items():
+            for row in found or [None]:
+                name = _name(key, table) + (f" ({row.path})" if row and len(found) > 1 else "")
+                lines += _lines(table, key, name, row)
+                notes += [f"{name}: {line}" for line in summarise.problems(row)] if row else []
         notes.append(table.note)
         if any("*" in line[HEAD.index("Difference")] for line in lines):
             notes.append(OTHER)
-        if not families or any(row for *_, row in found):
+        if not families or any(ours.values()):
             result.append((table.title, (HEAD, lines), notes))
     return result
 
 
-def _rows(table: Table, families: list[Family]) -> Iterator[tuple[str, Figures, Row | None]]:
-    """Name, published figures and our runs: other methods, the paper's rows, then more of ours."""
-    for name, paper in table.others.items():
-        yield name, paper, None
-    ours: dict[tuple[str, str], list[Row]] = {key: [] for key in table.rows}
-    own = [name for name in table.measures if name != "cam"] or ["cam"]
-    for row in (row for family in families for row in family.rows if row.variant):
-        key = row.variant, row.backbone
-        wanted = table.measures if key in table.rows else own
-        fails_here = row.failed and (row.variant == "all" or table.of_losses)
-        if fails_here or any(map(row.values, wanted)):
-            ours.setdefault(key, []).append(row)
-    for key, found in ours.items():
-        for row in found or [None]:
-            where = f" ({row.path})" if row and len(found) > 1 else ""
-            yield row_name(*key, table.of_losses) + where, table.rows.get(key, {}), row
+def _belongs(row: Row, table: Table) -> bool:
+    """Whether a row of ours has figures for a table, or failed on the way to them."""
+    if row.failed and (row.variant == "all" or table.of_losses):
+        return True
+    own = [m for m in table.measures if m != "cam"] or ["cam"]  # what no other table shows
+    listed = (row.variant, row.backbone) in table.rows
+    return any(map(row.values, table.measures if listed else own))
 
 
-def row_name(variant: str, backbone: str, of_losses: bool) -> str:
+def _name(key: Key, table: Table) -> str:
     """Of a row: its losses, in the table that compares them (with a ResNet-50), or its backbone."""
+    if isinstance(key, str):
+        return key
+    variant, backbone = key
     network = backbone.replace("resnet", "ResNet-").replace("resnest", "ResNeSt-")
-    title = "Puzzle-CAM" if variant == "all" and not of_losses else VARIANTS[variant].losses
-    return title if of_losses and backbone == "resnet50" else f"{title}, {network}"
+    title = "Puzzle-CAM" if variant == "all" and not table.of_losses else VARIANTS[variant].losses
+    return title if table.of_losses and backbone == "resnet50" else f"{title}, {network}"
 
 
-def _lines(table: Table, name: str, paper: Figures, row: Row | None) -> list[list[str]]:
+def _lines(table: Table, key: Key, name: str, row: Row | None) -> list[list[str]]:
     """A line for each measure; what holds for all of them stands in the first."""
     measures = table.measures
     if row and row.values(RELEASED) and "cam" in measures:
         measures = {"cam": measures["cam"], RELEASED: f"{measures['cam']} ({RELEASED})"} | measures
     lines: list[list[str]] = []
-    for key, heading in measures.items():
-        values = row.values(key) if row else []
-        published, printed, difference = paper.get("cam" if key == RELEASED else key), "", ""
-        if published is not None:
-            printed = f"{published:.{table.decimals}f}"
-        if values and published is not None:
-            star = "" if _is_voc(row, key) else " *"
-            difference = f"{statistics.mean(values) - published:+.2f}{star}"
-        ours = summarise.mean(values) or _missing(table, name, row, key)
+    for measure, heading in measures.items():
+        values = row.values(measure) if row else []
+        paper = PUBLISHED.get(key, {}).get("cam" if measure == RELEASED else measure)
+        printed = "" if paper is None else f"{paper:.{table.decimals}f}"
+        difference = f"{statistics.mean(values) - paper:+.2f}" if printed and values else ""
+        if difference and not _is_voc(row, measure):
+            difference += " *"
+        ours = summarise.mean(values) or _missing(key, row, measure)
         lines.append(["", heading, printed, ours, difference, "", "", ""])
     lines[0][0] = name
     if row:
@@ -165,10 +152,10 @@ def _lines(table: Table, name: str, paper: Figures, row: Row | None) -> list[lis
     return lines
 
 
-def _missing(table: Table, name: str, row: Row | None, evaluation: str) -> str:
+def _missing(key: Key, row: Row | None, evaluation: str) -> str:
     """What stands in the place of a figure that is not there."""
     if row is None:
-        return "" if name in table.others else "not run"
+        return "" if isinstance(key, str) else "not run"
     if row.failed == len(row.seeds):
         return "failed"
     made = any(s.figures == evaluation and s.name in row.records for s in steps.STEPS)
