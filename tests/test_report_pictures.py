@@ -107,6 +107,6 @@ def test_the_median_is_in_the_middle():
 def test_the_iou_of_an_image_by_hand(data_root):
     truth = np.array([[0, 0, 1, 1], [2, 2, 255, 255]], np.uint8)
     label = np.array([[0, 1, 1, 1], [2, 3, 1, 255]], np.uint8)
-    matrix = Album(DataRoot(data_root), "train", "SegmentationClass").confusion(label, truth)
+    matrix = Album(DataRoot(data_root), "train", "SegmentationClass", []).confusion(label, truth)
     assert matrix.iou() == pytest.approx([50, 200 / 3, 50, 0])
     assert matrix.miou() == pytest.approx((50 + 200 / 3 + 50) / 4)

@@ -39,11 +39,8 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--overview", type=int, default=4, help="images of a split in overview.png")
     p.add_argument("--ids", nargs="+", default=[], help="these images in overview.png instead")
     p.add_argument("--side", type=options.positive, default=192, help="of a picture, in pixels")
-    p.add_argument(
-        "--threshold",
-        type=options.fraction,
-        help="background score of pictures of scores that no evaluation found the best of",
-    )
+    what = "background score of pictures of scores that no evaluation found the best of"
+    p.add_argument("--threshold", type=options.fraction, help=what)
     options.add_device(p)
     return p
 
@@ -68,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         files.write_json(args.metrics, summarise.metrics(families))
     if families and (args.overview or args.ids):
         most = max(families, key=lambda f: sum(len(a.columns) for a in pictured[f.name]))
-        overview(most, pictured[most.name], args, warnings, args.out / "overview.png")
+        overview(most, pictured[most.name], args, warnings)
     for line in dict.fromkeys(warnings):
         print(f"left out: {line}", file=sys.stderr)
     print(f"{args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")

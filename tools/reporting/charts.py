@@ -12,7 +12,13 @@ from matplotlib.ticker import MaxNLocator
 
 from tools.reporting.collect import Row
 
-OWN_CHART = {"alpha": "alpha", "lr": "learning rate", "peak": "peak of the present classes' maps"}
+CHARTS = {  # key of a log -> its chart; other keys are losses, which share one
+    "alpha": "alpha",
+    "lr": "learning rate",
+    "peak": "peak of the present classes' maps",
+    "step": None,
+    "epoch": None,
+}
 STYLE = Path(__file__).parent / "templates" / "charts.mplstyle"
 Line = tuple[str, list[tuple[float, float]]]  # name, points
 Chart = tuple[str, str]  # what a screen reader says, data URI
@@ -53,20 +59,21 @@ def curves(row: Row) -> list[Chart]:
 
     A line for each seed.
     """
-    charts = []
-    for stage in dict.fromkeys(name for p in row.seeds for name in p.logs):
-        logs = [p.logs[stage] for p in row.seeds if p.logs.get(stage)]
-        keys = dict.fromkeys(key for log in logs for each in log for key in each)
+    charts: dict[tuple[str, str], list[Line]] = {}  # title, label of the x axis -> lines
+    for stage, records in row.records.items():
+        logs = [record["log"] for record in records]
         x = "epoch" if all("epoch" in each for log in logs for each in log) else "step"
-        losses = [key for key in keys if key not in (*OWN_CHART, "step", "epoch")]
-        for title, names in (("losses", losses), *((t, [key]) for key, t in OWN_CHART.items())):
-            lines = [
-                (name, [(each[x], each[name]) for each in log if name in each])
-                for name in names
+        for title in ("losses", *filter(None, CHARTS.values())):
+            charts[f"{stage}: {title}", x] = [
+                (key, [(each[x], each[key]) for each in log if key in each])
                 for log in logs
+                for key in dict.fromkeys(key for each in log for key in each)
+                if CHARTS.get(key, "losses") == title
             ]
-            charts.append((f"{stage}: {title}", x, lines))
-    sweeps = [(name, scores["sweep"]) for p in row.seeds for name, scores in p.scores.items()]
-    charts.append(("mIoU over the background threshold", "background threshold", sweeps))
-    drawn = [(title, x, [line for line in lines if line[1]]) for title, x, lines in charts]
-    return [line_chart(*chart) for chart in drawn if chart[2]]
+    charts["mIoU over the background threshold", "background threshold"] = [
+        (name, p.scores[name]["sweep"])
+        for p in row.seeds
+        for name in p.scores
+        if p.scores[name]["sweep"]
+    ]
+    return [line_chart(title, x, lines) for (title, x), lines in charts.items() if lines]

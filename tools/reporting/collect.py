@@ -7,58 +7,38 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from core import files
 from core.errors import InputError
 from tools import steps
 
-
-class Variant(NamedTuple):
-    """A choice of loss terms: L_p-cls and L_re or not, losses as in Table 1, title of its CAMs."""
-
-    switches: tuple[bool, bool]
-    losses: str
-    title: str
-
-
-VARIANTS = {
-    "cls": Variant((False, False), "L_cls", "plain CAM"),
-    "p_cls": Variant((True, False), "L_cls + L_p-cls", "CAM, L_cls + L_p-cls"),
-    "re": Variant((False, True), "L_cls + L_re", "CAM, L_cls + L_re"),
-    "all": Variant((True, True), "L_cls + L_p-cls + L_re", "Puzzle-CAM"),
+AGAIN = "make it again"
+VARIANTS = {  # in the order of L_p-cls + 2 L_re: the losses as in Table 1, the CAMs' title
+    "cls": ("L_cls", "plain CAM"),
+    "p_cls": ("L_cls + L_p-cls", "CAM, L_cls + L_p-cls"),
+    "re": ("L_cls + L_re", "CAM, L_cls + L_re"),
+    "all": ("L_cls + L_p-cls + L_re", "Puzzle-CAM"),
 }
 Record = dict[str, Any]  # a JSON object whose parts that the report reads are of their kind
 
 
 @dataclass
 class Pipeline:
-    """One run of the pipeline, whole or in part: a directory with the steps' directories in it.
-
-    Attributes:
-        records: directory -> its run.json. logs: directory -> the rows of its log.jsonl.
-        scores: evaluation -> its JSON. failed: why it stopped.
-    """
+    """One run of the pipeline, whole or in part: a directory with the steps' directories in it."""
 
     path: Path
-    records: dict[str, Record] = field(default_factory=dict)
-    logs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    scores: dict[str, Record] = field(default_factory=dict)
-    failed: str | None = None
+    records: dict[str, Record]  # directory -> its run.json, and as "log" the rows of log.jsonl
+    scores: dict[str, Record]  # evaluation -> its JSON
+    failed: str | None  # why it stopped
 
     @property
     def name(self) -> str:
         """`seed1` of `small/resnet50/seed1/all`; without a seed the last folder."""
         parts = self.path.resolve().parts
         return next((p for p in reversed(parts) if re.fullmatch(r"seed\d+", p)), parts[-1])
-
-    @property
-    def classifier(self) -> Record:
-        """The classifier's record, whose settings say which row of the paper this is."""
-        known = (r for r in self.records.values() if "p_cls" in r["settings"])
-        return next(known, _record({}))
 
     @property
     def data(self) -> str:
@@ -80,7 +60,7 @@ class Row:
     def title(self) -> str:
         """What it is called beside its siblings: its losses' name, else its folder's."""
         known = VARIANTS.get(self.variant)
-        return known.title if known else self.seeds[0].path.resolve().name
+        return known[1] if known else self.seeds[0].path.resolve().name
 
     @property
     def failed(self) -> int:
@@ -169,10 +149,10 @@ def collect(roots: list[Path], warnings: list[str]) -> list[Family]:
 
 def _row(path: str, seeds: list[Pipeline]) -> Row:
     """A row is known by its classifier's settings; one that failed before, by its folders."""
-    if settings := next((s for p in seeds if (s := p.classifier["settings"])), None):
-        switches = bool(settings["p_cls"]), bool(settings.get("re"))
-        variant = next(key for key, each in VARIANTS.items() if each.switches == switches)
-        return Row(path, seeds, variant, str(settings.get("backbone", "")))
+    for record in (record for p in seeds for record in p.records.values()):
+        if "p_cls" in (settings := record["settings"]):
+            variant = [*VARIANTS][bool(settings["p_cls"]) + 2 * bool(settings.get("re"))]
+            return Row(path, seeds, variant, str(settings.get("backbone", "")))
     backbone, *rest = Path(path).parts[-3:]
     variant = rest[-1] if rest and rest[-1] in VARIANTS else ""
     return Row(path, seeds, variant, backbone if rest[:1] == ["seed*"] else "")
@@ -201,35 +181,36 @@ def _by_numbers(name: str) -> list[str | int]:
 
 
 def _read(path: Path, names: list[str], warnings: list[str]) -> Pipeline:
-    pipeline = Pipeline(path)
+    made = Pipeline(path, {}, {}, None)
     order = [step.name for step in steps.STEPS]  # those of no known step come last
-    known = sorted(names, key=lambda n: order.index(n) if n in order else len(order))
-    for folder in (path / name for name in known if (path / name / "run.json").is_file()):
+    for name in sorted(names, key=lambda n: order.index(n) if n in order else len(order)):
+        file, log = path / name / "run.json", path / name / "log.jsonl"
         with noting(warnings):
-            read = files.read_json(folder / "run.json", "make it again")
-            pipeline.records[folder.name] = _record(read)
-            if (folder / "log.jsonl").is_file():
-                pipeline.logs[folder.name] = read_log(folder / "log.jsonl", warnings)
+            if file.is_file():
+                made.records[name] = _record(files.read_json(file, AGAIN))
+            if file.is_file() and log.is_file():
+                made.records[name]["log"] = read_log(log, warnings)
     for file in sorted(path.glob("*.json")):
         with noting(warnings):
-            read = files.read_json(file, "make it again")
+            read = files.read_json(file, AGAIN)
             if number(read.get("miou")) is not None:
-                pipeline.scores[file.stem] = _scores(read)
+                made.scores[file.stem] = _scores(read)
             elif "miou" in read:
                 warnings.append(f"{file}: its mIoU is not a number; left out")
     if (path / "failed.txt").is_file():  # tools/tables.py leaves it
         with noting(warnings):
             text = (path / "failed.txt").read_bytes()[:300].decode("utf-8", "replace").strip()
-            pipeline.failed = text.splitlines()[0] if text else "no reason given"
-    return pipeline
+            made.failed = text.splitlines()[0] if text else "no reason given"
+    return made
 
 
 def _record(read: dict[str, Any]) -> Record:
-    """A run.json: four objects, seconds and a command line; other values as they are."""
-    parts = ("settings", "arguments", "results", "resolved")
-    argv = read.get("argv") if isinstance(read.get("argv"), list) else []
-    seconds = number(read.get("seconds")) or 0.0
-    return read | {n: mapping(read.get(n)) for n in parts} | {"argv": argv, "seconds": seconds}
+    """A run.json: its objects, numbers, command line and machine; other values as they are."""
+    made = {n: mapping(read.get(n)) for n in ("settings", "arguments", "results", "resolved")}
+    made["argv"] = read.get("argv") if isinstance(read.get("argv"), list) else []
+    made["seconds"] = number(read.get("seconds")) or 0.0
+    made["device"] = str(read.get("device_name") or read.get("device") or "?")
+    return read | made | {"processes": number(read.get("processes")) or 1, "log": []}
 
 
 def _scores(read: dict[str, Any]) -> Record:
@@ -251,16 +232,13 @@ def read_log(path: Path, warnings: list[str]) -> list[dict[str, float]]:
     Raises:
         InputError: the file is no text.
     """
-    rows, damaged = [], 0
-    for line in files.read_text(path, "make it again").splitlines():
-        row = {}
+    rows = []
+    lines = [line for line in files.read_text(path, AGAIN).splitlines() if line.strip()]
+    for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
-            row = mapping(json.loads(line))
-        values = {key: value for key, each in row.items() if (value := number(each)) is not None}
-        if "step" in values:
-            rows.append(values)
-        else:
-            damaged += bool(line.strip())
-    if damaged:
-        warnings.append(f"{path}: {damaged} damaged lines left out")
+            numbers = {key: number(value) for key, value in mapping(json.loads(line)).items()}
+            rows.append({key: value for key, value in numbers.items() if value is not None})
+    rows = [row for row in rows if "step" in row]
+    if len(rows) < len(lines):
+        warnings.append(f"{path}: {len(lines) - len(rows)} damaged lines left out")
     return rows

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import tempfile
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,16 +21,17 @@ from core.data import images, visual
 from tools import steps
 from tools.reporting.charts import STYLE, data_uri
 from tools.reporting.collect import Family, noting
-from tools.reporting.pictures import Album, Cell, Column
+from tools.reporting.pictures import Album, Cell, Column, Strip
 
+SECTIONS = ("best", "median", "worst")
 WIDTH, DPI = 6, 100  # columns that short rows fill together; pixels an inch
 Place = tuple[str, str, Cell | None]  # title, caption, picture
 Ious = dict[str, dict[int, float]]  # image -> its mIoU as 0, and the IoU of each class in it
 
+Tags = dict[str, list[tuple[str, str, float]]]  # image -> ("best", "", 93.0), ("worst", "dog", 12)
 
-def galleries(
-    albums: list[Album], args: argparse.Namespace, warnings: list[str]
-) -> list[dict[str, Any]]:
+
+def galleries(albums: list[Album], args: Namespace, warnings: list[str]) -> list[dict]:
     """The galleries of the albums that have pictures, each ordered by its last column's IoU.
 
     Returns:
@@ -89,26 +89,20 @@ def places(n: int, count: int) -> dict[str, range]:
     worst = range(max(len(best), n - count), n)
     middle = range(len(best), worst.start)
     start = middle.start + max(0, (len(middle) - count + 1) // 2)
-    return {"best": best, "median": range(start, min(start + count, middle.stop)), "worst": worst}
+    median = range(start, min(start + count, middle.stop))
+    return dict(zip(SECTIONS, (best, median, worst), strict=True))
 
 
-def choose(
-    ious: Ious, classes: list[str], args: argparse.Namespace
-) -> dict[str, list[tuple[str, str, float]]]:
-    """The best, median and worst images by mIoU, then by the IoU of each class in them.
-
-    Returns:
-        image -> what it is: ("best", "", 93.0), ("worst", "dog", 12.0) ...
-    """
-    tags: dict[str, list[tuple[str, str, float]]] = {}
+def choose(ious: Ious, classes: list[str], args: Namespace) -> Tags:
+    """The best, median and worst images by mIoU, then by the IoU of each class in them."""
+    tags: Tags = {}
     for index, name in enumerate(["", *classes]):
         order = sorted((i for i in ious if index in ious[i]), key=lambda i: (-ious[i][index], i))
         found = places(len(order), args.per_class if index else args.images)
         for section, positions in found.items():
             for image_id in (order[position] for position in positions):
                 tags.setdefault(image_id, []).append((section, name, ious[image_id][index]))
-    sections = list(places(0, 0))
-    ordered = sorted(tags, key=lambda i: (sections.index(tags[i][0][0]), -ious[i][0]))
+    ordered = sorted(tags, key=lambda i: (SECTIONS.index(tags[i][0][0]), -ious[i][0]))
     return {image_id: tags[image_id] for image_id in ordered}
 
 
@@ -125,10 +119,8 @@ def jpeg_uri(picture: np.ndarray, side: int) -> str:
     return data_uri("image/jpeg", buffer.getvalue())
 
 
-def overview(
-    family: Family, albums: list[Album], args: argparse.Namespace, warnings: list[str], path: Path
-) -> None:
-    """Draw images of a family's albums, a PNG; short rows stand two or more abreast.
+def overview(family: Family, albums: list[Album], args: Namespace, warnings: list[str]) -> None:
+    """Draw images of a family's albums, OUT/overview.png; short rows stand two or more abreast.
 
     A picture shows every step: what the segmentation was not asked for, the device does now.
     """
@@ -141,15 +133,15 @@ def overview(
                 ids = [i for i in args.ids if i in listed]
                 ids = ids or spread(listed, -(-args.overview // abreast) * abreast)
                 with noting(warnings, "overview: "):
-                    folder = Path(temporary, str(len(lines)))
-                    album.columns += segmented(family, album, ids, args.device, folder)
+                    folder = Path(temporary, album.split)
+                    album.columns += segment(family, album, ids, args.device, folder)
                 strips = list(album.strips(ids, warnings, "overview"))
                 lines += arrange(album.titles, strips, abreast)
     if lines:
-        draw(lines, albums[0].data.classes, args.side, path)
+        draw(lines, albums[0].data.classes, args.side, args.out / "overview.png")
 
 
-def segmented(
+def segment(
     family: Family, album: Album, ids: list[str], device: str, folder: Path
 ) -> list[Column]:
     """Columns of the segmentations that were made of another split: made now, as they were.
@@ -158,15 +150,15 @@ def segmented(
         InputError: a damaged model or image.
     """
     have = {column.step.name for column in album.columns}
+    seeds = [pipeline for row in family.rows for pipeline in row.seeds]
     paths = [album.data.image_path(image_id) for image_id in ids]
     made = []
     for step in (s for s in steps.STEPS if s.script == "predict" and s.name not in have):
-        name, out = dict(step.reads)["--checkpoint"], folder / step.name
-        models = {p.path / name / "model.pt": p for row in family.rows for p in row.seeds}
-        for model in [path for path in models if path.is_file()][:1]:
-            record = models[model].records.get(step.name)
-            settings = record["settings"] if record else {}
-            command = [*paths, "--out", out, "--checkpoint", model, "--device", device, "--jobs", 1]
+        out, model = folder / step.name, f"{dict(step.reads)['--checkpoint']}/model.pt"
+        for trained in [p for p in seeds if (p.path / model).is_file()][:1]:
+            settings = trained.records.get(step.name, {"settings": {}})["settings"]
+            command = [*paths, "--out", out, "--checkpoint", trained.path / model]
+            command += ["--device", device, "--jobs", 1]
             command += ["--scales", *settings["scales"]] if settings.get("scales") else []
             command += [] if settings.get("crf", True) else ["--no-crf"]
             with contextlib.redirect_stdout(io.StringIO()):
@@ -175,9 +167,7 @@ def segmented(
     return made
 
 
-def arrange(
-    titles: list[str], strips: list[tuple[str, dict[str, Cell]]], abreast: int
-) -> list[list[Place]]:
+def arrange(titles: list[str], strips: list[Strip], abreast: int) -> list[list[Place]]:
     """Lines of places, `abreast` images in each; titles stand in the first line."""
     places = []
     shown = [title for title in titles if any(title in strip for _, strip in strips)]

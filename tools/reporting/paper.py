@@ -36,18 +36,13 @@ Key = tuple[str, str] | str  # of PUBLISHED
 
 
 class Table(NamedTuple):
-    """One of the paper's tables.
-
-    Attributes:
-        rows: of PUBLISHED. given: the evaluations, in order; without any those of the steps on
-        train. decimals: as printed there.
-    """
+    """One of the paper's tables."""
 
     title: str
     rows: list[Key]
     note: str
-    given: tuple[str, ...] = ()
-    decimals: int = 2
+    given: tuple[str, ...] = ()  # the evaluations, in order; else those of the steps on train
+    decimals: int = 2  # as printed there
 
     @property
     def measures(self) -> dict[str, str]:
@@ -127,7 +122,7 @@ def _name(key: Key, table: Table) -> str:
         return key
     variant, backbone = key
     network = backbone.replace("resnet", "ResNet-").replace("resnest", "ResNeSt-")
-    title = "Puzzle-CAM" if variant == "all" and not table.of_losses else VARIANTS[variant].losses
+    title = "Puzzle-CAM" if variant == "all" and not table.of_losses else VARIANTS[variant][0]
     return title if table.of_losses and backbone == "resnet50" else f"{title}, {network}"
 
 
@@ -148,7 +143,7 @@ def _lines(table: Table, key: Key, name: str, row: Row | None) -> list[list[str]
         lines.append(["", heading, printed, ours, difference, "", "", ""])
     lines[0][0] = name
     if row:
-        lines[0][5:] = [_seeds(row, table), *_cost(row, table)]
+        lines[0][5:] = _details(row, table)
     return lines
 
 
@@ -165,31 +160,25 @@ def _missing(key: Key, row: Row | None, evaluation: str) -> str:
 def _is_voc(row: Row, evaluation: str) -> bool:
     """Whether the paper scored the same images. A server's answer holds a mIoU alone."""
     images = IMAGES.get(evaluation, recipe.DATA.train_images)
-    told = [scores for scores in row.scores(evaluation) if scores["iou"].keys() - {"background"}]
-    return all(
-        [name for name in scores["iou"] if name != "background"] == list(VOC_CLASSES)
-        and scores.get("images") == images
-        for scores in told
-    )
+    told = [({*s["iou"]} - {"background"}, s.get("images")) for s in row.scores(evaluation)]
+    return all(not names or (names, n) == ({*VOC_CLASSES}, images) for names, n in told)
 
 
-def _seeds(row: Row, table: Table) -> str:
+def _details(row: Row, table: Table) -> list[str]:
+    """Seeds; machine, time and GPU memory of the steps on the way to the figures; BN batch."""
+    seeds = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}"
     scored = sum(any(m in p.scores for m in table.measures) for p in row.seeds)
-    total = f"{len(row.seeds)} seed{'s' if len(row.seeds) > 1 else ''}"
     if row.failed:
-        return f"{row.failed} of {total} failed"
-    return total if scored == len(row.seeds) else f"{scored} of {total} scored so far"
-
-
-def _cost(row: Row, table: Table) -> tuple[str, str]:
-    """Machine, time and GPU memory of the steps on the way to a table's figures; the BN batch."""
+        seeds = f"{row.failed} of {seeds} failed"
+    elif scored < len(row.seeds):
+        seeds = f"{scored} of {seeds} scored so far"
     needed = {s.name for s in steps.STEPS if s.figures in table.measures}
     for step in reversed(steps.STEPS):
         needed |= {read for _, read in step.reads} if step.name in needed else set()
     records = [r for name, each in row.records.items() if name in needed for r in each]
-    seconds = sum(record["seconds"] for record in records)
-    seconds /= sum(bool(p.records) for p in row.seeds) or 1
+    seconds = sum(r["seconds"] for r in records) / max(1, sum(bool(p.records) for p in row.seeds))
     took = summarise.duration(seconds) + (" a seed" if len(row.seeds) > 1 else "")
     parts = (summarise.machine(records), took, summarise.peak(records, "gpu"))
-    batches = (p.classifier["resolved"].get("bn_batch") for p in row.seeds)
-    return ", ".join(filter(None, parts)) if seconds else "", summarise.unique(batches)
+    trained = (r for each in row.records.values() for r in each if "p_cls" in r["settings"])
+    batch = summarise.unique(r["resolved"].get("bn_batch") for r in trained)
+    return [seeds, ", ".join(filter(None, parts)) if seconds else "", batch]

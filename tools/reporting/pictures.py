@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from core import recipe
-from core.data import images, scoring, visual
+from core.data import images, scoring
 from core.data.datasets import DataRoot
 from core.data.metrics import ConfusionMatrix
 from core.data.scores import Scores
+from core.data.visual import heat_map, overlay
 from tools import steps
 from tools.reporting import summarise
 from tools.reporting.collect import Family, noting, number
@@ -42,6 +43,10 @@ class Cell(NamedTuple):
     iou: float | None = None
 
 
+Strip = tuple[str, dict[str, Cell]]  # an image, title -> cell
+Size = tuple[int, int]  # height, width
+
+
 @dataclass
 class Album:
     """The images of a split beside what the steps made of them, in the steps' order."""
@@ -49,14 +54,14 @@ class Album:
     data: DataRoot
     split: str
     masks: str
-    columns: list[Column] = field(default_factory=list)
+    columns: list[Column]
 
     @property
     def titles(self) -> list[str]:
         """Of the cells: image, ground truth, columns."""
         return ["image", "ground truth", *(column.title for column in self.columns)]
 
-    def truth(self, image_id: str, size: tuple[int, int] | None = None) -> np.ndarray | None:
+    def truth(self, image_id: str, size: Size | None = None) -> np.ndarray | None:
         """The ground truth, uint8 (H, W), where there is some.
 
         Raises:
@@ -65,9 +70,7 @@ class Album:
         path = self.data.mask_path(image_id, self.masks)
         return images.read_label(path, self.data.n_labels, size) if path.is_file() else None
 
-    def label(
-        self, column: Column, image_id: str, size: tuple[int, int]
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def label(self, column: Column, image_id: str, size: Size) -> tuple[np.ndarray | None, ...]:
         """Label map uint8 (H, W), None without the step's file; of scores, the best class's.
 
         Raises:
@@ -81,9 +84,7 @@ class Album:
         best, classes = scoring.best_class(Scores.load(path, len(self.data.classes), size))
         return np.where(best > column.threshold, classes, 0).astype(np.uint8), best
 
-    def strips(
-        self, ids: Iterable[str], warnings: list[str], what: str
-    ) -> Iterator[tuple[str, dict[str, Cell]]]:
+    def strips(self, ids: Iterable[str], warnings: list[str], what: str) -> Iterator[Strip]:
         """Images and their cells by title: what is there of them. Damaged ones are left out."""
         for image_id in ids:
             with noting(warnings, f"{what}: "):
@@ -91,16 +92,14 @@ class Album:
                 strip = {"image": Cell(image)}
                 truth = self.truth(image_id, image.shape[:2])
                 if truth is not None:
-                    strip["ground truth"] = Cell(visual.overlay(image, truth, 0.8), truth)
+                    strip["ground truth"] = Cell(overlay(image, truth, 0.8), truth)
                 for column in self.columns:
                     label, best = self.label(column, image_id, image.shape[:2])
-                    if label is None:
-                        continue
-                    picture = visual.overlay(image, label, 0.8)
-                    if column.step.makes_cams:
-                        picture = visual.heat_map(image, best)
-                    iou = None if truth is None else number(self.confusion(label, truth).miou())
-                    strip[column.title] = Cell(picture, label, iou)
+                    if label is not None:
+                        is_cam = column.step.makes_cams
+                        iou = None if truth is None else self.confusion(label, truth).miou()
+                        picture = heat_map(image, best) if is_cam else overlay(image, label, 0.8)
+                        strip[column.title] = Cell(picture, label, number(iou))
                 yield image_id, strip
 
     def confusion(self, label: np.ndarray, truth: np.ndarray) -> ConfusionMatrix:
@@ -110,7 +109,7 @@ class Album:
         return matrix
 
 
-def albums(family: Family, args: argparse.Namespace, warnings: list[str]) -> list[Album]:
+def albums(family: Family, args: Namespace, warnings: list[str]) -> list[Album]:
     """The albums of a family: one for each split that its steps worked on.
 
     Args:
@@ -118,30 +117,29 @@ def albums(family: Family, args: argparse.Namespace, warnings: list[str]) -> lis
     """
     found = []
     for split in dict.fromkeys(step.split for step in steps.STEPS if step.title):
-        titled = [step for step in steps.STEPS if step.title and step.split == split]
         made = [
             (step, row, next(p for p in row.seeds if step.name in p.records))
-            for step in titled
+            for step in steps.STEPS
             for row in family.rows
-            if step.name in row.records
+            if step.title and step.split == split and step.name in row.records
         ]
         if not made:
             continue
-        # Its images have a ground truth, if any have.
-        step, _, scored = min(made, key=lambda each: each[0].figures not in each[2].scores)
-        told = scored.records[step.name]["settings"]
-        if step.figures in scored.scores:
-            told = told | scored.scores[step.figures]["run"]["settings"]
+        # The images of a scored step have a ground truth.
+        step, _, first = min(made, key=lambda each: each[0].figures not in each[2].scores)
+        told = {"split": split, "masks": "SegmentationClass"}
+        evaluations = [first.scores[step.figures]["run"]] if step.figures in first.scores else []
+        for record in (first.records[step.name], *evaluations):
+            told |= {name: str(value) for name, value in record["settings"].items() if value}
         with noting(warnings, f"{family.name}: no pictures: "):
             data = DataRoot(args.data or Path(made[0][2].data))
-            masks = str(told.get("masks") or "SegmentationClass")
-            found.append(Album(data, str(told.get("split") or split), masks))
+            found.append(Album(data, told["split"], told["masks"], []))
             for step, row, pipeline in made:
                 title = summarise.label(row, step) if step.makes_cams else step.title
                 if title in found[-1].titles:
                     title = f"{title} ({row.title})"
-                scores = pipeline.scores.get(step.figures, {})
-                levels = scores.get("threshold"), args.threshold, recipe.PSEUDO_LABELS.threshold
+                best = pipeline.scores.get(step.figures, {}).get("threshold")
+                levels = (best, args.threshold, recipe.PSEUDO_LABELS.threshold)
                 level = next(t for t in levels if t is not None)
                 found[-1].columns.append(Column(title, step, pipeline.path / step.name, level))
     return found

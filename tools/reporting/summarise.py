@@ -43,8 +43,9 @@ def evaluations(row: Row) -> dict[str, str]:
 
 def cells(lines: list[dict[str, str]]) -> Cells:
     """A table of lines, heading -> text; columns with nothing in them are left out."""
-    head = [h for i, h in enumerate(lines[0]) if i == 0 or any(line[h] for line in lines)]
-    return head, [[line[h] for h in head] for line in lines]
+    heads = list(lines[0]) if lines else []
+    kept = [head for head in heads if head == heads[0] or any(line[head] for line in lines)]
+    return kept, [[line[head] for head in kept] for line in lines]
 
 
 def results(family: Family) -> Cells:
@@ -57,20 +58,24 @@ def results(family: Family) -> Cells:
         before = None
         for name, text in evaluations(row).items():
             found, values = row.scores(name), row.values(name)
+            base = before or first.get(name, (0.0, None))
             split = unique(each["run"]["settings"].get("split") for each in found)
             images = unique(each.get("images") for each in found)
-            base = before or first.get(name)
-            before = statistics.mean(values), split, images
+            before = statistics.mean(values), (split, images)
             first.setdefault(name, before)
-            alike = base is not None and base[1:] == before[1:]
             chosen = (each["threshold"] for each in found)
-            line = {"": text, "mIoU": mean(values)}
-            line["change"] = f"{before[0] - base[0]:+.2f}" if alike else ""
-            line["threshold"] = unique(sorted(f"{t:.2f}" for t in chosen if t is not None))
-            line["map"] = unique(each.get("map") for each in found)
-            line |= {"split": split, "images": images}
-            lines.append(line | {"seeds": str(len(values)) if len(row.seeds) > 1 else ""})
-    return cells(lines) if lines else ([], [])
+            line = {
+                "": text,
+                "mIoU": mean(values),
+                "change": f"{before[0] - base[0]:+.2f}" if base[1] == before[1] else "",
+                "threshold": unique(sorted(f"{t:.2f}" for t in chosen if t is not None)),
+                "map": unique(each.get("map") for each in found),
+                "split": split,
+                "images": images,
+                "seeds": str(len(values)) if len(row.seeds) > 1 else "",
+            }
+            lines.append(line)
+    return cells(lines)
 
 
 def stages(family: Family) -> Cells:
@@ -81,25 +86,25 @@ def stages(family: Family) -> Cells:
         for name, records in row.records.items():
             seconds = [record["seconds"] for record in records]
             total += sum(seconds)
-            line = {"stage": name + whose, "script": unique(r.get("stage") for r in records)}
-            line |= {"time": duration(statistics.mean(seconds)), "machine": machine(records)}
-            done, of = sum(r.get("finished") is True for r in records), len(records)
-            state = "" if done == of else f"{done} of {of} finished"
-            lines.append(line | {"memory": peak(records, "gpu", "cpu"), "state": state})
-    if not lines:
-        return [], []
-    together = dict.fromkeys(lines[0], "") | {"stage": "together", "time": duration(total)}
-    return cells([*lines, together])
+            finished = sum(record.get("finished") is True for record in records)
+            line = {
+                "stage": name + whose,
+                "script": unique(record.get("stage") for record in records),
+                "time": duration(statistics.mean(seconds)),
+                "machine": machine(records),
+                "memory": peak(records, "gpu", "cpu"),
+                "state": f"{finished} of {len(records)} finished",
+            }
+            lines.append(line | ({"state": ""} if finished == len(records) else {}))
+    if lines:
+        lines.append(dict.fromkeys(lines[0], "") | {"stage": "together", "time": duration(total)})
+    return cells(lines)
 
 
 def machine(records: list[Record]) -> str:
     """What the steps ran on, and on how many of it."""
-    devices = []
-    for record in records:
-        device = str(record.get("device_name") or record.get("device") or "?")
-        processes = number(record.get("processes")) or 1
-        devices.append(f"{processes:.0f} x {device}" if processes > 1 else device)
-    return unique(devices, " / ")
+    used = [(record["processes"], record["device"]) for record in records]
+    return unique((f"{n:.0f} x {device}" if n > 1 else device for n, device in used), " / ")
 
 
 def peak(records: list[Record], *kinds: str) -> str:
@@ -122,8 +127,7 @@ def metrics(families: list[Family]) -> dict[str, Any]:
     """mIoU by name and seconds by directory; of several families by their names."""
     result = {}
     for family in families:
-        figures: dict[str, Any] = {}
-        seconds: dict[str, float] = {}
+        figures, seconds = {}, {}
         for row in family.rows:
             suffix = {"": "", "all": "", "cls": "_plain"}.get(row.variant, f"_{row.variant}")
             for name in evaluations(row):
@@ -172,10 +176,10 @@ def class_ious(family: Family) -> Cells:
     columns: dict[str, dict[str, str]] = {}
     for row in family.rows:
         for name, text in evaluations(row).items():
-            found = [scores["iou"] for scores in row.scores(name)]
             column = {}
-            for each in dict.fromkeys(c for ious in found for c in ious):
-                values = [ious[each] for ious in found if ious.get(each) is not None]
+            for each in dict.fromkeys(c for scores in row.scores(name) for c in scores["iou"]):
+                found = [scores["iou"].get(each) for scores in row.scores(name)]
+                values = [value for value in found if value is not None]
                 column[each] = f"{statistics.mean(values):.1f}" if values else ""
             if column:
                 columns[text if text not in columns else f"{text} ({row.title})"] = column
