@@ -92,9 +92,8 @@ class Family:
 
 def number(value: Any) -> float | None:
     """A finite number as it is, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) < 1e300 else None  # an int may be too long for a float
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < 1e300 else None  # no int of many digits
 
 
 def mapping(value: Any) -> dict[str, Any]:

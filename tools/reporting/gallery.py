@@ -35,35 +35,30 @@ def galleries(albums: list[Album], args: Namespace, warnings: list[str]) -> list
     """The galleries of the albums that have pictures, each ordered by its last column's IoU.
 
     Returns:
-        split; order: what it is ordered by; entries: the images, their tags, cells and classes;
-        classes: number -> name and colour of those in the images.
+        album; order: what it is ordered by; entries: the images, their tags, cells and classes.
     """
     found = []
     for album in albums if args.images or args.per_class else []:
         with noting(warnings, "gallery: "):
-            listed = album.data.ids(album.split)
-            columns = [c for c in album.columns if any(c.path(i).is_file() for i in listed)]
-            ious = measure(album, columns[-1], listed, warnings) if columns else {}
+            ids = album.data.ids(album.split)
+            columns = [c for c in album.columns if any(c.path(i).is_file() for i in ids)]
+            if not columns:
+                continue
+            ious = measure(album, columns[-1], ids, warnings)
             tags = choose(ious, album.data.classes, args)
-            order = "a sample; there is no ground truth"
-            if ious:
-                order = f"{len(ious)} images, ordered by the IoU of {columns[-1].title}"
-            elif columns:
-                some = [i for i in listed if columns[-1].path(i).is_file()]
+            order = f"{len(ious)} images, ordered by the IoU of {columns[-1].title}"
+            if not ious:
+                some = [i for i in ids if columns[-1].path(i).is_file()]
                 tags = {i: [] for i in spread(some, 3 * args.images)}
-            entries, classes = [], {}
-            for image_id, strip in album.strips(tags, warnings, "gallery"):
+                order = "a sample; there is no ground truth"
+            entries = []
+            for i, strip in album.strips(tags, warnings, "gallery"):
                 cells = [(t, jpeg_uri(c.picture, args.side), c.iou) for t, c in strip.items()]
-                present = ious.get(image_id) or np.unique([*strip.values()][-1].label).tolist()
-                present = [c for c in sorted(present) if 0 < c < images.IGNORE]
-                entry = {"id": image_id, "tags": tags[image_id], "cells": cells}
-                entries.append(entry | {"classes": present})
-                for c in present:
-                    colour = f"rgb{tuple(visual.PALETTE[c].tolist())}"
-                    classes[c] = album.data.classes[c - 1], colour
+                labels = ious.get(i) or np.unique([*strip.values()][-1].label).tolist()
+                classes = sorted(c for c in labels if 0 < c < images.IGNORE)
+                entries.append({"id": i, "tags": tags[i], "cells": cells, "classes": classes})
             if entries:
-                made = {"split": album.split, "order": order, "entries": entries}
-                found.append(made | {"classes": dict(sorted(classes.items()))})
+                found.append({"album": album, "order": order, "entries": entries})
     return found
 
 
@@ -77,10 +72,9 @@ def measure(album: Album, column: Column, ids: list[str], warnings: list[str]) -
             if label is not None:
                 matrix = album.confusion(label, truth)
                 present = np.flatnonzero(matrix.matrix.sum(1)[1:]) + 1
-                of_classes = dict(zip(present.tolist(), matrix.iou()[present], strict=True))
-                if np.isfinite(matrix.miou()):
-                    ious[image_id] = {0: matrix.miou()} | of_classes
-    return ious
+                of_classes = zip(present.tolist(), matrix.iou()[present], strict=True)
+                ious[image_id] = {0: matrix.miou(), **dict(of_classes)}
+    return {image_id: found for image_id, found in ious.items() if np.isfinite(found[0])}
 
 
 def places(n: int, count: int) -> dict[str, range]:
@@ -133,8 +127,7 @@ def overview(family: Family, albums: list[Album], args: Namespace, warnings: lis
                 ids = [i for i in args.ids if i in listed]
                 ids = ids or spread(listed, -(-args.overview // abreast) * abreast)
                 with noting(warnings, "overview: "):
-                    folder = Path(temporary, album.split)
-                    album.columns += segment(family, album, ids, args.device, folder)
+                    album.columns += segment(family, album, ids, args.device, Path(temporary))
                 strips = list(album.strips(ids, warnings, "overview"))
                 lines += arrange(album.titles, strips, abreast)
     if lines:

@@ -135,7 +135,7 @@ def albums(family: Family, args: Namespace, warnings: list[str]) -> list[Album]:
             data = DataRoot(args.data or Path(made[0][2].data))
             found.append(Album(data, told["split"], told["masks"], []))
             for step, row, pipeline in made:
-                title = summarise.label(row, step) if step.makes_cams else step.title
+                title = summarise.label(row, step)
                 if title in found[-1].titles:
                     title = f"{title} ({row.title})"
                 best = pipeline.scores.get(step.figures, {}).get("threshold")

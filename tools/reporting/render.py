@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from core.data import visual
 from tools.reporting import charts, paper, summarise
 from tools.reporting.collect import Family
 
@@ -47,6 +48,7 @@ def page(template: str, **content: Any) -> str:
         keep_trailing_newline=True,
     )
     known = {"charts": charts, "summarise": summarise, "source": paper.SOURCE, "fenced": fenced}
+    known["palette"] = [tuple(colour) for colour in visual.PALETTE.tolist()]
     return environment.get_template(template).render(**known, **content)
 
 

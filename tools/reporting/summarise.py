@@ -17,8 +17,6 @@ METRICS = {"pseudo": "rw_crf", "val": "segmentation_val"}  # names metrics.json 
 
 def label(row: Row, step: Step) -> str:
     """What a step's result is called: CAMs by their classifier, later steps by their own title."""
-    if step.split != "train":
-        return f"{step.title}, {step.split}"
     is_cam = step == next((s for s in steps.STEPS if s.makes_cams), None)
     return row.title if row.variant and is_cam else step.title
 
@@ -37,8 +35,10 @@ def unique(values: Iterable[Any], separator: str = ", ") -> str:
 def evaluations(row: Row) -> dict[str, str]:
     """Evaluation -> label of all a row has, in the steps' order; others by their own names."""
     scored = {name for p in row.seeds for name in p.scores}
-    known = {s.figures: label(row, s) for s in steps.STEPS if s.title and s.figures in scored}
-    return known | {name: name for name in sorted(scored - known.keys())}
+    known = [s for s in steps.STEPS if s.title and s.figures in scored]
+    labels = {s.figures: label(row, s) for s in known}
+    labels |= {s.figures: f"{s.title}, {s.split}" for s in known if s.split != "train"}
+    return labels | {name: name for name in sorted(scored - labels.keys())}
 
 
 def cells(lines: list[dict[str, str]]) -> Cells:
