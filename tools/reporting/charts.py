@@ -12,13 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tools.reporting.collect import Row
 
-CHARTS = {  # key of a log -> its chart; other keys are losses, which share one
-    "alpha": "alpha",
-    "lr": "learning rate",
-    "peak": "peak of the present classes' maps",
-    "step": None,
-    "epoch": None,
-}
+OWN_CHART = {"alpha": "alpha", "lr": "learning rate", "peak": "peak of the present classes' maps"}
 STYLE = Path(__file__).parent / "templates" / "charts.mplstyle"
 Line = tuple[str, list[tuple[float, float]]]  # name, points
 Chart = tuple[str, str]  # what a screen reader says, data URI
@@ -63,17 +57,14 @@ def curves(row: Row) -> list[Chart]:
     for stage, records in row.records.items():
         logs = [record["log"] for record in records]
         x = "epoch" if all("epoch" in each for log in logs for each in log) else "step"
-        for title in ("losses", *filter(None, CHARTS.values())):
+        for title in ("losses", *OWN_CHART.values()):
             charts[f"{stage}: {title}", x] = [
                 (key, [(each[x], each[key]) for each in log if key in each])
                 for log in logs
                 for key in dict.fromkeys(key for each in log for key in each)
-                if CHARTS.get(key, "losses") == title
+                if key not in ("step", "epoch") and OWN_CHART.get(key, "losses") == title
             ]
-    charts["mIoU over the background threshold", "background threshold"] = [
-        (name, p.scores[name]["sweep"])
-        for p in row.seeds
-        for name in p.scores
-        if p.scores[name]["sweep"]
-    ]
+    sweeps = [(name, found["sweep"]) for p in row.seeds for name, found in p.scores.items()]
+    sweeps = [line for line in sweeps if line[1]]
+    charts["mIoU over the background threshold", "background threshold"] = sweeps
     return [line_chart(title, x, lines) for (title, x), lines in charts.items() if lines]

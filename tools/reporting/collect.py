@@ -166,17 +166,13 @@ def _pipelines(root: Path, warnings: list[str]) -> Iterator[Pipeline]:
         if "JPEGImages" in names:
             names.clear()
             continue
-        names[:] = sorted((n for n in names if n[0] != "."), key=_by_numbers)
+        numbered = {re.sub(r"\d+", lambda digits: digits[0].zfill(9), n): n for n in names}
+        names[:] = [numbered[key] for key in sorted(numbered) if key[0] != "."]  # seed2, seed10
         pipeline = _read(Path(folder), names, warnings)
         if pipeline.records:
             names.clear()
         if pipeline.records or pipeline.scores or pipeline.failed is not None:
             yield pipeline
-
-
-def _by_numbers(name: str) -> list[str | int]:
-    """A key that sorts seed2 before seed10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _read(path: Path, names: list[str], warnings: list[str]) -> Pipeline:

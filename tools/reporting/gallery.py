@@ -177,23 +177,20 @@ def arrange(titles: list[str], strips: list[Strip], abreast: int) -> list[list[P
 def draw(lines: list[list[Place]], names: list[str], side: int, path: Path) -> None:
     """Write lines of pictures, each `side` pixels, and the colours of the classes in them."""
     width, height = max(map(len, lines)) * side, len(lines) * (side + 22) + 50
+    cells = [cell for line in lines for *_, cell in line if cell is not None]
+    labels = [np.unique(cell.label) for cell in cells if cell.label is not None]
+    shown = [c for c in np.unique(np.concatenate([[0], *labels])) if 0 < c <= len(names)]
+    colours = [Patch(color=visual.PALETTE[c] / 255, label=names[c - 1]) for c in shown]
     with matplotlib.rc_context(fname=STYLE):
         figure = Figure((width / DPI, height / DPI), DPI, layout="constrained")
         plain = {"xticks": [], "yticks": [], "frame_on": False}
         grid = figure.subplots(len(lines), width // side, squeeze=False, subplot_kw=plain)
-        labels: set[int] = set()
         for line, axes in zip(lines, grid, strict=True):
             for (title, caption, cell), each in zip(line, axes, strict=False):
                 each.set_title(title, fontsize=9)
                 each.set_xlabel(caption, fontsize=8)
                 if cell is not None:
                     each.imshow(cell.picture)
-                    labels |= set() if cell.label is None else set(np.unique(cell.label).tolist())
-        colours = [
-            Patch(color=visual.PALETTE[c] / 255, label=names[c - 1])
-            for c in sorted(labels)
-            if 0 < c <= len(names)
-        ]
         if colours:
             figure.legend(handles=colours, loc="outside lower center", ncols=WIDTH, frameon=False)
         with files.atomic_path(path) as temporary:

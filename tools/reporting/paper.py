@@ -128,9 +128,14 @@ def _name(key: Key, table: Table) -> str:
 
 def _lines(table: Table, key: Key, name: str, row: Row | None) -> list[list[str]]:
     """A line for each measure; what holds for all of them stands in the first."""
-    measures = table.measures
+    measures, made = table.measures, set()
+    missing = "" if isinstance(key, str) else "not run"
     if row and row.values(RELEASED) and "cam" in measures:
         measures = {"cam": measures["cam"], RELEASED: f"{measures['cam']} ({RELEASED})"} | measures
+    if row and row.failed == len(row.seeds):
+        missing = "failed"
+    elif row:
+        made = {step.figures for step in steps.STEPS if step.name in row.records}
     lines: list[list[str]] = []
     for measure, heading in measures.items():
         values = row.values(measure) if row else []
@@ -139,22 +144,12 @@ def _lines(table: Table, key: Key, name: str, row: Row | None) -> list[list[str]
         difference = f"{statistics.mean(values) - paper:+.2f}" if printed and values else ""
         if difference and not _is_voc(row, measure):
             difference += " *"
-        ours = summarise.mean(values) or _missing(key, row, measure)
+        ours = summarise.mean(values) or ("not scored" if measure in made else missing)
         lines.append(["", heading, printed, ours, difference, "", "", ""])
     lines[0][0] = name
     if row:
         lines[0][5:] = _details(row, table)
     return lines
-
-
-def _missing(key: Key, row: Row | None, evaluation: str) -> str:
-    """What stands in the place of a figure that is not there."""
-    if row is None:
-        return "" if isinstance(key, str) else "not run"
-    if row.failed == len(row.seeds):
-        return "failed"
-    made = any(s.figures == evaluation and s.name in row.records for s in steps.STEPS)
-    return "not scored" if made else "not run"
 
 
 def _is_voc(row: Row, evaluation: str) -> bool:
