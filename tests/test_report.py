@@ -14,8 +14,8 @@ from report_runs import classifier, evaluation, make, write_demo, write_json, wr
 
 from core.data.datasets import DataRoot
 from core.errors import InputError
-from tools import steps
-from tools.reporting import charts, paper, render, summarise
+from tools import report, steps
+from tools.reporting import charts, paper, summarise
 from tools.reporting.collect import collect, read_log
 from tools.steps import Step
 
@@ -183,5 +183,5 @@ def test_published_figures():
 
 
 def test_markdown_text_stays_text():
-    assert render.markdown_text("a|b\n<i>[x](y)`*") == "a\\|b &lt;i&gt;\\[x\\](y)\\`\\*"
-    assert render.fenced(["a ``` b"]).startswith("````sh\n")
+    assert report.markdown_text("a|b\n<i>[x](y)`*") == "a\\|b &lt;i&gt;\\[x\\](y)\\`\\*"
+    assert report.fenced(["a ``` b"]).startswith("````sh\n")

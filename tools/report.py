@@ -14,16 +14,23 @@ named and left out. A minute per 1,000 images of a gallery.
 
 from __future__ import annotations
 
+import html
+import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
+from core.data import visual
 from core.errors import InputError
 from core.run import options
 from core.run.main import run_main
-from tools.reporting import paper, render, summarise
-from tools.reporting.collect import collect
+from tools.reporting import charts, paper, summarise
+from tools.reporting.collect import Family, collect
 from tools.reporting.gallery import galleries, overview
 from tools.reporting.pictures import albums
 
@@ -45,6 +52,57 @@ def get_args_parser() -> options.Parser:
     return p
 
 
+def text(family: Family) -> str:
+    """A family's results, stages and failures for a terminal."""
+    tables = (text_table(*cells) for cells in (summarise.results(family), summarise.stages(family)))
+    return "\n\n".join([family.name, *filter(None, tables), *summarise.notes(family)]) + "\n"
+
+
+def text_table(head: list[str], lines: list[list[str]]) -> str:
+    """Columns with two spaces between them, the first to the left, the others to the right."""
+    columns = []
+    for column in zip(head, *lines, strict=True):
+        just, width = str.rjust if columns else str.ljust, max(map(len, column))
+        columns.append([just(cell, width) for cell in column])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def page(name: str, **content: Any) -> str:
+    """One self-contained page, readable without JavaScript at any width; or its Markdown twin.
+
+    Args:
+        name: index.html or report.md, of its template. content: families, tables, warnings (what
+        was left out), galleries by the families' names.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "reporting" / "templates"),
+        autoescape=True,
+        finalize=markdown_text if name.endswith(".md") else None,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {"charts": charts, "summarise": summarise, "source": paper.SOURCE}
+    environment.globals |= {"fenced": fenced, "palette": visual.PALETTE.tolist()}
+    return environment.get_template(name).render(**content)
+
+
+def markdown_text(value: Any) -> Markup:
+    """Text that Markdown and HTML leave as it is, on one line; Markup stays."""
+    if isinstance(value, Markup):
+        return value
+    line = html.escape(re.sub(r"[\x00-\x1f\x7f]+", " ", str(value)), quote=False)
+    return Markup(re.sub(r"([\\`*\[\]|])", r"\\\1", line))
+
+
+def fenced(lines: list[str]) -> Markup:
+    """A block of commands, behind a fence longer than any in them."""
+    code = "\n\n".join(lines)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", code))])
+    return Markup(f"{fence}sh\n{code}\n{fence}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     if min(args.images, args.per_class, args.overview) < 0:
@@ -52,14 +110,14 @@ def main(argv: list[str] | None = None) -> None:
     warnings: list[str] = []
     families = collect(args.runs, warnings)
     for family in families:
-        print(render.text(family))
+        print(text(family))
     pictured = {family.name: albums(family, args, warnings) for family in families}
     shown = {name: galleries(found, args, warnings) for name, found in pictured.items()}
     tables = paper.tables(families)
     content = {"families": families, "tables": tables, "galleries": shown, "warnings": warnings}
     args.out.mkdir(parents=True, exist_ok=True)
-    files.write_text(args.out / "index.html", render.page("page.html", **content))
-    files.write_text(args.out / "report.md", render.page("report.md", **content))
+    for name in ("index.html", "report.md"):
+        files.write_text(args.out / name, page(name, **content))
     if args.metrics is not None:
         args.metrics.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(args.metrics, summarise.metrics(families))

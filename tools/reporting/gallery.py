@@ -27,7 +27,6 @@ SECTIONS = ("best", "median", "worst")
 WIDTH, DPI = 6, 100  # columns that short rows fill together; pixels an inch
 Place = tuple[str, str, Cell | None]  # title, caption, picture
 Ious = dict[str, dict[int, float]]  # image -> its mIoU as 0, and the IoU of each class in it
-
 Tags = dict[str, list[tuple[str, str, float]]]  # image -> ("best", "", 93.0), ("worst", "dog", 12)
 
 

@@ -62,19 +62,14 @@ class Album:
         return ["image", "ground truth", *(column.title for column in self.columns)]
 
     def truth(self, image_id: str, size: Size | None = None) -> np.ndarray | None:
-        """The ground truth, uint8 (H, W), where there is some.
-
-        Raises:
-            InputError: damaged, or of another size than the image.
-        """
+        """The ground truth, uint8 (H, W), if any. Raises InputError: damaged, of another size."""
         path = self.data.mask_path(image_id, self.masks)
         return images.read_label(path, self.data.n_labels, size) if path.is_file() else None
 
     def label(self, column: Column, image_id: str, size: Size) -> tuple[np.ndarray | None, ...]:
         """Label map uint8 (H, W), None without the step's file; of scores, the best class's.
 
-        Raises:
-            InputError: damaged, or of another size than the image.
+        Raises InputError where the file is damaged or of another size.
         """
         path = column.path(image_id)
         if not path.is_file():
