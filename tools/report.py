@@ -30,7 +30,7 @@ from core.errors import InputError
 from core.run import options
 from core.run.main import run_main
 from tools.reporting import charts, paper, summarise
-from tools.reporting.collect import Family, collect
+from tools.reporting.collect import collect
 from tools.reporting.gallery import galleries, overview
 from tools.reporting.pictures import albums
 
@@ -52,31 +52,16 @@ def get_args_parser() -> options.Parser:
     return p
 
 
-def text(family: Family) -> str:
-    """A family's results, stages and failures for a terminal."""
-    tables = (text_table(*cells) for cells in (summarise.results(family), summarise.stages(family)))
-    return "\n\n".join([family.name, *filter(None, tables), *summarise.notes(family)]) + "\n"
-
-
-def text_table(head: list[str], lines: list[list[str]]) -> str:
-    """Columns with two spaces between them, the first to the left, the others to the right."""
-    columns = []
-    for column in zip(head, *lines, strict=True):
-        just, width = str.rjust if columns else str.ljust, max(map(len, column))
-        columns.append([just(cell, width) for cell in column])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
-
-
 def page(name: str, **content: Any) -> str:
-    """One self-contained page, readable without JavaScript at any width; or its Markdown twin.
+    """Text for a terminal, Markdown, or a self-contained page, readable without JavaScript.
 
     Args:
-        name: index.html or report.md, of its template. content: families, tables, warnings (what
-        was left out), galleries by the families' names.
+        name: of the template, and of what it makes. content: families, tables, warnings (what was
+        left out), galleries by the families' names.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "reporting" / "templates"),
-        autoescape=True,
+        autoescape=not name.endswith(".txt"),
         finalize=markdown_text if name.endswith(".md") else None,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -109,8 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("--images, --per-class and --overview: 0 or more")
     warnings: list[str] = []
     families = collect(args.runs, warnings)
-    for family in families:
-        print(text(family))
+    print(page("terminal.txt", families=families), end="")
     pictured = {family.name: albums(family, args, warnings) for family in families}
     shown = {name: galleries(found, args, warnings) for name, found in pictured.items()}
     tables = paper.tables(families)

@@ -119,8 +119,7 @@ def noting(warnings: list[str], what: str = "") -> Iterator[None]:
 def collect(roots: list[Path], warnings: list[str]) -> list[Family]:
     """Read the run folders; what is damaged gets a line in `warnings` and is left out.
 
-    Raises:
-        InputError: a root is no directory.
+    Raises InputError where a root is no directory.
     """
     rows: dict[str, dict[Path, Pipeline]] = {}
     for root in roots:
@@ -166,8 +165,8 @@ def _pipelines(root: Path, warnings: list[str]) -> Iterator[Pipeline]:
         if "JPEGImages" in names:
             names.clear()
             continue
-        numbered = {re.sub(r"\d+", lambda digits: digits[0].zfill(9), n): n for n in names}
-        names[:] = [numbered[key] for key in sorted(numbered) if key[0] != "."]  # seed2, seed10
+        visible = [name for name in names if name[0] != "."]  # seed2 comes before seed10
+        names[:] = sorted(visible, key=lambda n: re.sub(r"\d+", lambda d: d[0].zfill(9), n))
         pipeline = _read(Path(folder), names, warnings)
         if pipeline.records:
             names.clear()
@@ -181,10 +180,10 @@ def _read(path: Path, names: list[str], warnings: list[str]) -> Pipeline:
     for name in sorted(names, key=lambda n: order.index(n) if n in order else len(order)):
         file, log = path / name / "run.json", path / name / "log.jsonl"
         with noting(warnings):
-            if file.is_file():
-                made.records[name] = _record(files.read_json(file, AGAIN))
-            if file.is_file() and log.is_file():
-                made.records[name]["log"] = read_log(log, warnings)
+            if file.is_file() and (read := files.read_json(file, AGAIN)):
+                made.records[name] = _record(read)
+                if log.is_file():
+                    made.records[name]["log"] = read_log(log, warnings)
     for file in sorted(path.glob("*.json")):
         with noting(warnings):
             read = files.read_json(file, AGAIN)
@@ -224,8 +223,7 @@ def _scores(read: dict[str, Any]) -> Record:
 def read_log(path: Path, warnings: list[str]) -> list[dict[str, float]]:
     """The rows of a log.jsonl, their finite numbers; damaged lines are counted in a warning.
 
-    Raises:
-        InputError: the file is no text.
+    Raises InputError where the file is no text.
     """
     rows = []
     lines = [line for line in files.read_text(path, AGAIN).splitlines() if line.strip()]

@@ -126,37 +126,34 @@ def overview(family: Family, albums: list[Album], args: Namespace, warnings: lis
                 ids = [i for i in args.ids if i in listed]
                 ids = ids or spread(listed, -(-args.overview // abreast) * abreast)
                 with noting(warnings, "overview: "):
-                    album.columns += segment(family, album, ids, args.device, Path(temporary))
+                    album.columns += segment(
+                        family, album, ids, args.device, Path(temporary, "out")
+                    )
                 strips = list(album.strips(ids, warnings, "overview"))
                 lines += arrange(album.titles, strips, abreast)
     if lines:
         draw(lines, albums[0].data.classes, args.side, args.out / "overview.png")
 
 
-def segment(
-    family: Family, album: Album, ids: list[str], device: str, folder: Path
-) -> list[Column]:
-    """Columns of the segmentations that were made of another split: made now, as they were.
+def segment(family: Family, album: Album, ids: list[str], device: str, out: Path) -> list[Column]:
+    """The column of a segmentation that was made of another split: made now, as it was.
 
-    Raises:
-        InputError: a damaged model or image.
+    Raises InputError where the model or an image is damaged.
     """
-    have = {column.step.name for column in album.columns}
-    seeds = [pipeline for row in family.rows for pipeline in row.seeds]
-    paths = [album.data.image_path(image_id) for image_id in ids]
-    made = []
-    for step in (s for s in steps.STEPS if s.script == "predict" and s.name not in have):
-        out, model = folder / step.name, f"{dict(step.reads)['--checkpoint']}/model.pt"
-        for trained in [p for p in seeds if (p.path / model).is_file()][:1]:
-            settings = trained.records.get(step.name, {"settings": {}})["settings"]
-            command = [*paths, "--out", out, "--checkpoint", trained.path / model]
-            command += ["--device", device, "--jobs", 1]
-            command += ["--scales", *settings["scales"]] if settings.get("scales") else []
-            command += [] if settings.get("crf", True) else ["--no-crf"]
-            with contextlib.redirect_stdout(io.StringIO()):
-                predict.main([str(each) for each in command])
-            made.append(Column(step.title, step, out, 0.0))
-    return made
+    step = next(s for s in steps.STEPS if s.script == "predict")
+    model = Path(dict(step.reads)["--checkpoint"], "model.pt")
+    trained = [p for row in family.rows for p in row.seeds if (p.path / model).is_file()]
+    if not trained or step in [column.step for column in album.columns]:
+        return []
+    settings = trained[0].records.get(step.name, {"settings": {}})["settings"]
+    command = [album.data.image_path(image_id) for image_id in ids]
+    command += ["--out", out, "--checkpoint", trained[0].path / model]
+    command += ["--device", device, "--jobs", 1]
+    command += ["--scales", *settings["scales"]] if settings.get("scales") else []
+    command += [] if settings.get("crf", True) else ["--no-crf"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        predict.main([str(each) for each in command])
+    return [Column(step.title, step, out, 0.0)]
 
 
 def arrange(titles: list[str], strips: list[Strip], abreast: int) -> list[list[Place]]:

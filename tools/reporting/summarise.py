@@ -141,12 +141,12 @@ def metrics(families: list[Family]) -> dict[str, Any]:
 def problems(row: Row) -> list[str]:
     """A line for each failed seed, and one for what differs between seeds beside the seed."""
     lines = [f"{p.name} failed: {p.failed}" for p in row.seeds if p.failed is not None]
-    changed = []
-    for name, records in row.records.items():
-        settings = [record["settings"] for record in records]
-        for option in sorted({key for each in settings for key in each} - {"seed"}):
-            if any(each.get(option) != settings[0].get(option) for each in settings):
-                changed.append(f"{name}.{option}")
+    changed = [
+        f"{name}.{option}"
+        for name, records in row.records.items()
+        for option in sorted({key for r in records for key in r["settings"]} - {"seed"})
+        if any(r["settings"].get(option) != records[0]["settings"].get(option) for r in records)
+    ]
     if changed:
         lines.append(f"the seeds differ in more than the seed: {', '.join(changed)}")
     return lines
