@@ -201,10 +201,11 @@ def _read(path: Path, names: list[str], warnings: list[str]) -> Pipeline:
 def _record(read: dict[str, Any]) -> Record:
     """A run.json: its objects, numbers, command line and machine; other values as they are."""
     made = {n: mapping(read.get(n)) for n in ("settings", "arguments", "results", "resolved")}
-    made["argv"] = read.get("argv") if isinstance(read.get("argv"), list) else []
-    made["seconds"] = number(read.get("seconds")) or 0.0
-    made["device"] = str(read.get("device_name") or read.get("device") or "?")
-    return read | made | {"processes": number(read.get("processes")) or 1, "log": []}
+    argv = read.get("argv") if isinstance(read.get("argv"), list) else []
+    seconds, processes = number(read.get("seconds")) or 0.0, number(read.get("processes")) or 1
+    device = str(read.get("device_name") or read.get("device") or "?")
+    machine = f"{processes:.0f} x {device}" if processes > 1 else device
+    return read | made | {"argv": argv, "seconds": seconds, "machine": machine, "log": []}
 
 
 def _scores(read: dict[str, Any]) -> Record:

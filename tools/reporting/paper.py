@@ -173,7 +173,8 @@ def _details(row: Row, table: Table) -> list[str]:
     records = [r for name, each in row.records.items() if name in needed for r in each]
     seconds = sum(r["seconds"] for r in records) / max(1, sum(bool(p.records) for p in row.seeds))
     took = summarise.duration(seconds) + (" a seed" if len(row.seeds) > 1 else "")
-    parts = (summarise.machine(records), took, summarise.peak(records, "gpu"))
+    machine = summarise.unique((record["machine"] for record in records), " / ")
+    parts = (machine, took, summarise.peak(records, "gpu"))
     trained = (r for each in row.records.values() for r in each if "p_cls" in r["settings"])
     batch = summarise.unique(r["resolved"].get("bn_batch") for r in trained)
     return [seeds, ", ".join(filter(None, parts)) if seconds else "", batch]

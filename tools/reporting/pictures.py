@@ -105,11 +105,7 @@ class Album:
 
 
 def albums(family: Family, args: Namespace, warnings: list[str]) -> list[Album]:
-    """The albums of a family: one for each split that its steps worked on.
-
-    Args:
-        args: the report's options; `data` and `threshold` take the place of what the runs tell.
-    """
+    """An album for each split that a family's steps worked on; `args` are the report's options."""
     found = []
     for split in dict.fromkeys(step.split for step in steps.STEPS if step.title):
         made = [

@@ -91,7 +91,7 @@ def stages(family: Family) -> Cells:
                 "stage": name + whose,
                 "script": unique(record.get("stage") for record in records),
                 "time": duration(statistics.mean(seconds)),
-                "machine": machine(records),
+                "machine": unique((record["machine"] for record in records), " / "),
                 "memory": peak(records, "gpu", "cpu"),
                 "state": f"{finished} of {len(records)} finished",
             }
@@ -99,12 +99,6 @@ def stages(family: Family) -> Cells:
     if lines:
         lines.append(dict.fromkeys(lines[0], "") | {"stage": "together", "time": duration(total)})
     return cells(lines)
-
-
-def machine(records: list[Record]) -> str:
-    """What the steps ran on, and on how many of it."""
-    used = [(record["processes"], record["device"]) for record in records]
-    return unique((f"{n:.0f} x {device}" if n > 1 else device for n, device in used), " / ")
 
 
 def peak(records: list[Record], *kinds: str) -> str:
