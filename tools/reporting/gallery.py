@@ -126,9 +126,8 @@ def overview(family: Family, albums: list[Album], args: Namespace, warnings: lis
                 ids = [i for i in args.ids if i in listed]
                 ids = ids or spread(listed, -(-args.overview // abreast) * abreast)
                 with noting(warnings, "overview: "):
-                    album.columns += segment(
-                        family, album, ids, args.device, Path(temporary, "out")
-                    )
+                    out = Path(temporary, "segmentations")
+                    album.columns += segment(family, album, ids, args.device, out)
                 strips = list(album.strips(ids, warnings, "overview"))
                 lines += arrange(album.titles, strips, abreast)
     if lines:
