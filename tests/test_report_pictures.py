@@ -13,10 +13,12 @@ from PIL import Image
 from report_runs import make, write_demo, write_run
 
 import predict
+from core.data.datasets import DataRoot
 from core.data.images import write_label
-from tools.reporting import gallery, overview
+from tools import report
+from tools.reporting import gallery
 from tools.reporting.collect import collect
-from tools.reporting.pictures import Choice, albums, confusion
+from tools.reporting.pictures import Album, albums
 
 
 @pytest.fixture
@@ -41,7 +43,8 @@ def test_the_overview_shows_every_step(demo, tmp_path):
     # image, truth, two CAMs, walk, CRF; three lines, and one of two val images side by side
     assert picture.size[0] == 6 * 64 and 5 * 64 < picture.size[1] < 8 * 64
     (family,) = collect([demo], [])
-    titles = [album.titles for album in albums(family, Choice(), [])]
+    args = report.get_args_parser().parse_args([str(demo), "--out", str(tmp_path / "out")])
+    titles = [album.titles for album in albums(family, args, [])]
     assert titles == [
         ["image", "ground truth", "plain CAM", "Puzzle-CAM", "+ random walk", "+ dense CRF"],
         ["image", "ground truth", "segmentation"],
@@ -63,8 +66,8 @@ def test_the_overview_segments_what_was_not_predicted(demo, tmp_path, monkeypatc
             write_label(args.out / f"{picture.stem}.png", np.full((48, 64), 2, np.uint8))
 
     monkeypatch.setattr(predict, "main", segment)
-    monkeypatch.setattr(overview, "draw", lambda lines, *_: drawn.extend(lines))
-    drawn: list[list[overview.Place]] = []
+    monkeypatch.setattr(gallery, "draw", lambda lines, *_: drawn.extend(lines))
+    drawn: list[list[gallery.Place]] = []
     make(demo, out=tmp_path / "out", more="--images 0 --per-class 0 --overview 2")
     title, caption, cell = drawn[0][-1]
     assert (title, caption) == ("segmentation", f"IoU {cell.iou:.0f}")
@@ -101,9 +104,9 @@ def test_the_median_is_in_the_middle():
     assert list(gallery.places(40, 2)["median"]) == [19, 20]
 
 
-def test_the_iou_of_an_image_by_hand():
+def test_the_iou_of_an_image_by_hand(data_root):
     truth = np.array([[0, 0, 1, 1], [2, 2, 255, 255]], np.uint8)
     label = np.array([[0, 1, 1, 1], [2, 3, 1, 255]], np.uint8)
-    matrix = confusion(label, truth, 4)
+    matrix = Album(DataRoot(data_root), "train", "SegmentationClass", []).confusion(label, truth)
     assert matrix.iou() == pytest.approx([50, 200 / 3, 50, 0])
     assert matrix.miou() == pytest.approx((50 + 200 / 3 + 50) / 4)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from a
 from core import files
 from core.errors import InputError
 from core.run import lock
+from core.run.arguments import OneLineParser, integer, scale, side
 from core.run.main import SAVERS, run_main
 from tools import steps
 
@@ -224,9 +225,7 @@ def examine(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
 
 def get_args_parser() -> argparse.ArgumentParser:
     # core.run.options has most of these, but does not import where torch is broken.
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, help="data root; VOC's sizes are assumed without one")
     p.add_argument("--split", default="train_aug", help="the list to train on (train_aug)")
     p.add_argument("--out", type=Path, default=Path("runs"), help="where the runs will be (runs)")
@@ -235,25 +234,23 @@ def get_args_parser() -> argparse.ArgumentParser:
     p.add_argument("--backbone", default="resnet50", help="resnet50")
     p.add_argument("--weights", default="imagenet", help="imagenet, none or a file (imagenet)")
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto")
-    p.add_argument("--gpus", type=int, default=1, help="processes on this machine (1)")
-    p.add_argument("--workers", type=int, help="loader processes per GPU (4, or fewer cores)")
+    p.add_argument("--gpus", type=integer(1, 1024), default=1, help="processes on this machine (1)")
+    words = "loader processes per GPU (4, or fewer cores)"
+    p.add_argument("--workers", type=integer(0, 256), help=words)
     own = "(the stage's own)"
-    p.add_argument("--batch-size", type=int, help=f"over all GPUs {own}")
-    p.add_argument("--accumulate", type=int, help=f"microbatches of a batch {own}")
-    p.add_argument("--crop", type=int, help=f"side of the training views {own}")
-    p.add_argument("--batch-images", type=int, help=f"images computed together {own}")
-    p.add_argument("--max-side", type=int, help=f"reduce larger images to this longer side {own}")
-    p.add_argument("--jobs", type=int, help=f"dense CRFs at the same time {own}")
-    p.add_argument("--scales", type=float, nargs="+", help=f"of inference {own}")
+    p.add_argument("--batch-size", type=integer(1, 65536), help=f"over all GPUs {own}")
+    p.add_argument("--accumulate", type=integer(1, 65536), help=f"microbatches of a batch {own}")
+    p.add_argument("--crop", type=side, help=f"side of the training views {own}")
+    p.add_argument("--batch-images", type=integer(1, 1024), help=f"images computed together {own}")
+    p.add_argument("--max-side", type=side, help=f"reduce larger images to this longer side {own}")
+    p.add_argument("--jobs", type=integer(1, 256), help=f"dense CRFs at the same time {own}")
+    p.add_argument("--scales", type=scale, nargs="+", help=f"of inference {own}")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the findings there")
     return p
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
-    for name, value in vars(args).items():
-        if isinstance(value, int) and value < 1 and name != "workers":
-            raise InputError(f"--{name.replace('_', '-')}: at least 1 is needed")
     findings = examine(args)
     for level, what, found, remedy in findings:
         print(f"{level:<5}{what}: {found}" + (f" -> {remedy}" if level != "ok" else ""))

@@ -33,7 +33,6 @@ from core.run.main import run_main
 CLASSES = ("bar", "chequer", "cross", "ring", "wedge")  # named after the symbol on the head
 DESIGN = 5  # raise it when a change to the drawing changes the images
 SPLITS = ("train", "val")
-LEAST = {"train": 1, "val": 1, "size": 64, "seed": 0}  # in a smaller image no symbol is legible
 HEADLESS = 0.4  # share of objects without a head
 HUE_SPREAD = 0.05  # standard deviation of a body's hue; the classes' hues are 0.2 apart
 VISIBLE = 0.5  # an object counts as present if this share of its area is seen
@@ -203,20 +202,18 @@ def made_before(out: Path, settings: dict[str, int], overwrite: bool) -> bool:
 def get_args_parser() -> argparse.ArgumentParser:
     p = options.Parser(__doc__)
     p.add_argument("--out", type=Path, required=True, help="directory of the data set")
-    p.add_argument("--train", type=int, default=800, help="training images")
-    p.add_argument("--val", type=int, default=100, help="validation images")
-    p.add_argument("--size", type=int, default=192, help="side of the images in pixels")
-    p.add_argument("--seed", type=int, default=0, help="another seed, other images")
+    p.add_argument("--train", type=options.integer(1, 10**6), default=800, help="training images")
+    p.add_argument("--val", type=options.integer(1, 10**6), default=100, help="validation images")
+    size = options.integer(64, 4096)  # in a smaller image no symbol is legible
+    p.add_argument("--size", type=size, default=192, help="side of the images in pixels")
+    p.add_argument("--seed", type=options.seed, default=0, help="another seed, other images")
     replace = "start again: replace the data set this tool made in --out, the whole directory"
     p.add_argument("--overwrite", action="store_true", help=replace)
     return p
 
 
 def main(args: argparse.Namespace) -> None:
-    settings = {name: getattr(args, name) for name in LEAST}
-    for name, value in settings.items():
-        if value < LEAST[name]:
-            raise InputError(f"--{name} {value}: at least {LEAST[name]} is needed")
+    settings = {name: getattr(args, name) for name in ("train", "val", "size", "seed")}
     settings["design"], out = DESIGN, args.out.resolve()
     if made_before(out, settings, args.overwrite):
         print(f"{args.out}: already made with these settings")

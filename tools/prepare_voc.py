@@ -207,8 +207,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     p.add_argument("--voc", type=Path, required=True, help="the VOC2012 folder of a devkit")
     p.add_argument("--sbd", type=Path, help="SBD's dataset/ folder, the one with cls/*.mat")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the report with every problem")
-    p.add_argument("--problems", type=int, default=20, metavar="N", help="lines to print")
-    p.add_argument("--jobs", type=int, default=0, help="processes; 0: one per CPU core")
+    p.add_argument("--problems", type=options.count, default=20, metavar="N", help="lines to print")
+    p.add_argument(
+        "--jobs", type=options.integer(0, 256), default=0, help="processes; 0: one per CPU core"
+    )
     return p
 
 

@@ -14,20 +14,24 @@ named and left out. A minute per 1,000 images of a gallery.
 
 from __future__ import annotations
 
+import html
+import re
 import sys
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
-from core.errors import InputError
+from core.data import visual
 from core.run import options
 from core.run.main import run_main
-from tools.reporting import paper, render, summarise
+from tools.reporting import charts, paper, summarise
 from tools.reporting.collect import collect
-from tools.reporting.gallery import galleries
-from tools.reporting.overview import overview
-from tools.reporting.pictures import Choice, albums
+from tools.reporting.gallery import galleries, overview
+from tools.reporting.pictures import albums
 
 
 def get_args_parser() -> options.Parser:
@@ -36,43 +40,75 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--out", type=Path, required=True, help="directory of the report")
     p.add_argument("--metrics", type=Path, metavar="FILE", help="write the figures there as JSON")
     p.add_argument("--data", type=Path, help="data root of the pictures; else the runs' own")
-    p.add_argument("--images", type=int, default=3, help="best, median and worst images; 0: none")
-    p.add_argument("--per-class", type=int, default=1, help="the same for every class")
-    p.add_argument("--overview", type=int, default=4, help="images of a split in overview.png")
+    p.add_argument(
+        "--images", type=options.count, default=3, help="best, median and worst images; 0: none"
+    )
+    p.add_argument("--per-class", type=options.count, default=1, help="the same for every class")
+    p.add_argument(
+        "--overview", type=options.count, default=4, help="images of a split in overview.png"
+    )
     p.add_argument("--ids", nargs="+", default=[], help="these images in overview.png instead")
     p.add_argument("--side", type=options.side, default=192, help="of a picture, in pixels")
-    p.add_argument(
-        "--threshold",
-        type=options.fraction,
-        help="background score of pictures of scores that no evaluation found the best of",
-    )
+    what = "background score of pictures of scores that no evaluation found the best of"
+    p.add_argument("--threshold", type=options.fraction, help=what)
     options.add_device(p)
     return p
 
 
+def page(name: str, **content: Any) -> str:
+    """Text for a terminal, Markdown, or a self-contained page, readable without JavaScript.
+
+    Args:
+        name: of the template, and of what it makes. content: families, tables, warnings (what was
+        left out), galleries by the families' names.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "reporting" / "templates"),
+        autoescape=not name.endswith(".txt"),
+        finalize=markdown_text if name.endswith(".md") else None,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {"charts": charts, "summarise": summarise, "source": paper.SOURCE}
+    environment.globals |= {"fenced": fenced, "palette": visual.PALETTE.tolist()}
+    return environment.get_template(name).render(**content)
+
+
+def markdown_text(value: Any) -> Markup:
+    """Text that Markdown and HTML leave as it is, on one line; Markup stays."""
+    if isinstance(value, Markup):
+        return value
+    line = html.escape(re.sub(r"[\x00-\x1f\x7f]+", " ", str(value)), quote=False)
+    return Markup(re.sub(r"([\\`*\[\]|])", r"\\\1", line))
+
+
+def fenced(lines: list[str]) -> Markup:
+    """A block of commands, behind a fence longer than any in them."""
+    code = "\n\n".join(lines)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", code))])
+    return Markup(f"{fence}sh\n{code}\n{fence}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
-    if min(args.images, args.per_class, args.overview) < 0:
-        raise InputError("--images, --per-class and --overview: 0 or more")
-    choice = Choice(**{each.name: getattr(args, each.name) for each in fields(Choice)})
     warnings: list[str] = []
     families = collect(args.runs, warnings)
-    for family in families:
-        print(render.text(family))
-    pictured = {family.name: albums(family, choice, warnings) for family in families}
-    shown = {name: galleries(found, choice, warnings) for name, found in pictured.items()}
+    print(page("terminal.txt", families=families), end="")
+    pictured = {family.name: albums(family, args, warnings) for family in families}
+    shown = {name: galleries(found, args, warnings) for name, found in pictured.items()}
     tables = paper.tables(families)
     content = {"families": families, "tables": tables, "galleries": shown, "warnings": warnings}
     args.out.mkdir(parents=True, exist_ok=True)
-    files.write_text(args.out / "index.html", render.html(**content))
-    files.write_text(args.out / "report.md", render.markdown(**content))
+    for name in ("index.html", "report.md"):
+        files.write_text(args.out / name, page(name, **content))
     if args.metrics is not None:
         args.metrics.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(args.metrics, summarise.metrics(families))
     if families and (args.overview or args.ids):
         most = max(families, key=lambda f: sum(len(a.columns) for a in pictured[f.name]))
-        picture = args.out / "overview.png"
-        overview(most, pictured[most.name], choice, args.device, warnings, picture)
+        overview(most, pictured[most.name], args, warnings)
     for line in dict.fromkeys(warnings):
         print(f"left out: {line}", file=sys.stderr)
     print(f"{args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from core.data import transforms
 from core.data.scores import sample, strided_size, upsample
-from core.data.transforms import SCALES, normalize, pyramid
+from core.data.transforms import SCALES, pyramid
 from core.recipe import CAM
 
 Network = Callable[[Tensor], Tensor]
@@ -26,7 +27,7 @@ def summed(
     """
     total = torch.zeros(())
     for images in copies:
-        views = normalize(images)
+        views = transforms.normalize(images)
         straight, mirrored = network(torch.cat([views, views.flip(-1)])).float().chunk(2)
         for maps in (straight, mirrored.flip(-1)):
             total = total + F.interpolate(activation(maps), size, mode="bilinear")
@@ -91,7 +92,7 @@ def seen(
     Image uint8 (H, W, 3); seen is a class of at least the probability `threshold`, or else the
     likeliest one. Returns class indices 1..C, ascending, and float32 (K, H, W) in 0..1.
     """
-    views = normalize(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))
+    views = transforms.normalize(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))
     logits = network(torch.cat([views, views.flip(-1)])).float().mean((0, 2, 3))
     classes = (torch.nonzero(logits.sigmoid() >= threshold).flatten() + 1).tolist()
     classes = classes or [int(logits.argmax()) + 1]

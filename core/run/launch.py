@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import InputError
-from core.run.main import AGAIN, LAST_WORDS, STOPS, OneLineParser, run_main
+from core.run.arguments import OneLineParser, integer
+from core.run.main import AGAIN, LAST_WORDS, STOPS, run_main
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -85,9 +86,11 @@ class Worker:
 
 def get_args_parser() -> argparse.ArgumentParser:
     p = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--processes", type=int, default=1, help="on each machine, one per GPU (1)")
-    p.add_argument("--nodes", type=int, default=1, help="machines (1)")
-    p.add_argument("--node-rank", type=int, default=0, help="number of this machine, from 0 (0)")
+    some = integer(1, 1024)
+    p.add_argument("--processes", type=some, default=1, help="on each machine, one per GPU (1)")
+    p.add_argument("--nodes", type=some, default=1, help="machines (1)")
+    kind = integer(0, 1023)
+    p.add_argument("--node-rank", type=kind, default=0, help="number of this machine, from 0 (0)")
     p.add_argument("--master", metavar="HOST:PORT", help="of node 0, where there are several")
     p.add_argument("command", nargs=argparse.REMAINDER, help="script and its options")
     return p
@@ -254,8 +257,8 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     if not args.command or not Path(args.command[0]).is_file():
         raise InputError(f"{' '.join(args.command[:1]) or 'no script'}: give a stage's script")
-    if args.processes < 1 or not 0 <= args.node_rank < args.nodes:
-        raise InputError("--processes and --nodes are at least 1, --node-rank is less than --nodes")
+    if args.node_rank >= args.nodes:
+        raise InputError(f"--node-rank {args.node_rank}: less than --nodes {args.nodes} is needed")
     for signum in (signal.SIGINT, *STOPS):
         signal.signal(signum, lambda number, _: stopped.append(number))
     os.environ.update(defaults(args) | os.environ)

@@ -85,7 +85,7 @@ def run_main(
         sys.stdout.flush()
         lost = sys.stdout.lost
         if lost is not None and lost.errno != errno.EPIPE:  # `| head` has what it wants
-            _end(f"error: standard output: {lost.strerror or lost}", 1)
+            end(f"error: standard output: {lost.strerror or lost}", 1)
     except BaseException as error:
         code = getattr(error, "code", 1)  # SystemExit's
         atexit.register(_leave_at_once, code if isinstance(code, int) else 1)
@@ -96,13 +96,6 @@ def run_main(
         from core.run import distributed
 
         distributed.finish()
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A command line whose errors are one line, said once where several processes read it."""
-
-    def error(self, message: str) -> NoReturn:
-        _end(f"{self.prog}: error: {message}; --help lists the options", 2)
 
 
 class _Output:
@@ -170,16 +163,16 @@ def _run(main: Callable[[], None], parser: Callable[[], argparse.ArgumentParser]
                 time.sleep(1)  # a signal to all processes of the job comes to this one as well
             raise
     except KeyboardInterrupt:
-        _end(f"interrupted; {again()}", 128 + signal.SIGINT)
+        end(f"interrupted; {again()}", 128 + signal.SIGINT)
     except _Stopped as stopped:
-        _end(f"stopped by {signal.Signals(stopped.signum).name}; {again()}", 128 + stopped.signum)
+        end(f"stopped by {signal.Signals(stopped.signum).name}; {again()}", 128 + stopped.signum)
     except Exception as error:
         usage = parser().format_usage() if parser else ""
         words = explain(error, set(re.findall(r"--[\w-]+", usage)))
         if words is None:
             _write(f"{type(error).__name__}: {_first_line(error)}; its traceback stands above")
             raise
-        _end(f"error: {words}", 1)
+        end(f"error: {words}", 1)
 
 
 def explain(error: BaseException, options: set[str]) -> str | None:
@@ -253,7 +246,8 @@ def _write(words: str) -> None:
             path.with_suffix(".tmp").rename(path)
 
 
-def _end(words: str, status: int) -> NoReturn:
+def end(words: str, status: int) -> NoReturn:
+    """Exit with a last line on stderr, or, of several processes, in the launcher's."""
     _write(words)
     if LAST_WORDS not in os.environ:
         print(words, file=sys.stderr)

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core import files
 from core.errors import InputError
 from tools import steps
-from tools.reporting.published import VARIANTS
-from tools.steps import Step
+
+AGAIN = "make it again"
+VARIANTS = {  # in the order of L_p-cls + 2 L_re: the losses as in Table 1, the CAMs' title
+    "cls": ("L_cls", "plain CAM"),
+    "p_cls": ("L_cls + L_p-cls", "CAM, L_cls + L_p-cls"),
+    "re": ("L_cls + L_re", "CAM, L_cls + L_re"),
+    "all": ("L_cls + L_p-cls + L_re", "Puzzle-CAM"),
+}
+Record = dict[str, Any]  # a JSON object whose parts that the report reads are of their kind
 
 
 @dataclass
 class Pipeline:
-    """One run of the pipeline, whole or in part: a directory with the steps' directories in it.
-
-    Attributes:
-        records: directory -> its run.json. logs: directory -> the rows of its log.jsonl.
-        scores: evaluation -> its JSON. failed: why it stopped.
-    """
+    """One run of the pipeline, whole or in part: a directory with the steps' directories in it."""
 
     path: Path
-    records: dict[str, dict[str, Any]] = field(default_factory=dict)
-    logs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
-    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: str | None = None
+    records: dict[str, Record]  # directory -> its run.json, and as "log" the rows of log.jsonl
+    scores: dict[str, Record]  # evaluation -> its JSON
+    failed: str | None  # why it stopped
 
     @property
     def name(self) -> str:
@@ -38,28 +41,10 @@ class Pipeline:
         return next((p for p in reversed(parts) if re.fullmatch(r"seed\d+", p)), parts[-1])
 
     @property
-    def classifier(self) -> dict[str, Any]:
-        """The classifier's record, whose settings say which row of the paper this is."""
-        known = (r for r in self.records.values() if "p_cls" in mapping(r.get("settings")))
-        return next(known, {})
-
-    @property
     def data(self) -> str:
         """The data root its steps were given; "" where none says."""
-        roots = (mapping(record.get("arguments")).get("data") for record in self.records.values())
+        roots = (record["arguments"].get("data") for record in self.records.values())
         return next((str(shown(Path(str(root)))) for root in roots if root), "")
-
-    def miou(self, evaluation: str) -> float | None:
-        """The mIoU of an evaluation, None where there is none."""
-        return number(self.scores.get(evaluation, {}).get("miou"))
-
-    def setting(self, step: Step, name: str, default: str) -> str:
-        """A setting of a step's evaluation, else of the step itself."""
-        evaluation = mapping(mapping(self.scores.get(step.figures)).get("run"))
-        for record in (evaluation, self.records.get(step.name, {})):
-            if value := mapping(record.get("settings")).get(name):
-                return str(value)
-        return default
 
 
 @dataclass
@@ -71,13 +56,30 @@ class Row:
     variant: str
     backbone: str
 
-    def having(self, step: Step) -> Pipeline | None:
-        """The first seed with the step's directory."""
-        return next((p for p in self.seeds if step.name in p.records), None)
+    @property
+    def title(self) -> str:
+        """What it is called beside its siblings: its losses' name, else its folder's."""
+        known = VARIANTS.get(self.variant)
+        return known[1] if known else self.seeds[0].path.resolve().name
+
+    @property
+    def failed(self) -> int:
+        """How many seeds failed."""
+        return sum(p.failed is not None for p in self.seeds)
+
+    @property
+    def records(self) -> dict[str, list[Record]]:
+        """Directory -> the run.json of every seed that has it."""
+        names = dict.fromkeys(name for p in self.seeds for name in p.records)
+        return {n: [p.records[n] for p in self.seeds if n in p.records] for n in names}
+
+    def scores(self, evaluation: str) -> list[Record]:
+        """An evaluation's JSON of every seed that has one."""
+        return [p.scores[evaluation] for p in self.seeds if evaluation in p.scores]
 
     def values(self, evaluation: str) -> list[float]:
-        """Its mIoU of every seed that has one."""
-        return [value for p in self.seeds if (value := p.miou(evaluation)) is not None]
+        """The mIoUs of an evaluation, in percent."""
+        return [each["miou"] for each in self.scores(evaluation)]
 
 
 @dataclass
@@ -90,9 +92,8 @@ class Family:
 
 def number(value: Any) -> float | None:
     """A finite number as it is, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) < 1e300 else None  # an int may be too long for a float
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < 1e300 else None  # no int of many digits
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -106,30 +107,36 @@ def shown(path: Path) -> Path:
     return Path(os.path.relpath(path)) if inside else path
 
 
+@contextlib.contextmanager
+def noting(warnings: list[str], what: str = "") -> Iterator[None]:
+    """Turn a bad or unreadable file into a warning; the rest of the block is left out."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        warnings.append(f"{what}{error}")
+
+
 def collect(roots: list[Path], warnings: list[str]) -> list[Family]:
     """Read the run folders; what is damaged gets a line in `warnings` and is left out.
 
-    Raises:
-        InputError: a root is no directory.
+    Raises InputError where a root is no directory.
     """
-    rows: dict[str, list[Pipeline]] = {}
+    rows: dict[str, dict[Path, Pipeline]] = {}
     for root in roots:
         if not root.is_dir():
             raise InputError(f"{root}: no such directory; give folders of runs")
-        found = _pipelines(shown(root), warnings)
+        found = list(_pipelines(shown(root), warnings))
         if not found:
             warnings.append(f"{root}: no runs in it")
         for pipeline in found:
-            same = rows.setdefault(re.sub(r"\bseed\d+\b", "seed*", str(pipeline.path)), [])
-            if all(pipeline.path.resolve() != other.path.resolve() for other in same):
-                same.append(pipeline)
+            same = rows.setdefault(re.sub(r"\bseed\d+\b", "seed*", str(pipeline.path)), {})
+            same.setdefault(pipeline.path.resolve(), pipeline)
     siblings_in: dict[Path, list[Row]] = {}
     for path, seeds in rows.items():
-        siblings_in.setdefault(Path(path).parent, []).append(_row(path, seeds))
+        siblings_in.setdefault(Path(path).parent, []).append(_row(path, [*seeds.values()]))
     result = []
     for parent, siblings in siblings_in.items():
-        variants = [row.variant for row in siblings]
-        if len(set(variants)) < len(variants):  # two of a kind: strangers in one folder
+        if len({row.variant for row in siblings}) < len(siblings):  # strangers in one folder
             result += [Family(row.path, [row]) for row in siblings]
             continue
         siblings.sort(key=lambda row: [*VARIANTS, ""].index(row.variant))
@@ -138,95 +145,94 @@ def collect(roots: list[Path], warnings: list[str]) -> list[Family]:
     return result
 
 
-def _by_numbers(name: str) -> list[str | int]:
-    """A key that sorts seed2 before seed10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-
 def _row(path: str, seeds: list[Pipeline]) -> Row:
     """A row is known by its classifier's settings; one that failed before, by its folders."""
-    settings = next((p.classifier["settings"] for p in seeds if p.classifier), None)
-    if settings is not None:
-        switches = bool(settings["p_cls"]), bool(settings.get("re"))
-        variant = next(key for key, each in VARIANTS.items() if each.switches == switches)
-        return Row(path, seeds, variant, str(settings.get("backbone", "")))
+    for record in (record for p in seeds for record in p.records.values()):
+        if "p_cls" in (settings := record["settings"]):
+            variant = [*VARIANTS][bool(settings["p_cls"]) + 2 * bool(settings.get("re"))]
+            return Row(path, seeds, variant, str(settings.get("backbone", "")))
     backbone, *rest = Path(path).parts[-3:]
     variant = rest[-1] if rest and rest[-1] in VARIANTS else ""
     return Row(path, seeds, variant, backbone if rest[:1] == ["seed*"] else "")
 
 
-def _pipelines(root: Path, warnings: list[str]) -> list[Pipeline]:
+def _pipelines(root: Path, warnings: list[str]) -> Iterator[Pipeline]:
     """Every run below a folder; data sets and what lies inside a run are passed over."""
     if (root / "run.json").is_file():  # a step alone
-        return [_read(root.parent, [root.name], warnings)]
-    found = []
+        yield _read(root.parent, [root.name], warnings)
+        return
     for folder, names, _ in os.walk(root):
-        path = Path(folder)
         if "JPEGImages" in names:
             names.clear()
             continue
-        names[:] = sorted((n for n in names if n[0] != "."), key=_by_numbers)
-        pipeline = _read(path, names, warnings)
+        visible = [name for name in names if name[0] != "."]  # seed2 comes before seed10
+        names[:] = sorted(visible, key=lambda n: re.sub(r"\d+", lambda d: d[0].zfill(9), n))
+        pipeline = _read(Path(folder), names, warnings)
         if pipeline.records:
             names.clear()
         if pipeline.records or pipeline.scores or pipeline.failed is not None:
-            found.append(pipeline)
-    return found
+            yield pipeline
 
 
 def _read(path: Path, names: list[str], warnings: list[str]) -> Pipeline:
-    pipeline = Pipeline(path)
+    made = Pipeline(path, {}, {}, None)
     order = [step.name for step in steps.STEPS]  # those of no known step come last
-    known = sorted(names, key=lambda n: order.index(n) if n in order else len(order))
-    for folder in (path / name for name in known):
-        if (folder / "run.json").is_file() and (record := _json(folder / "run.json", warnings)):
-            pipeline.records[folder.name] = record
-            if (folder / "log.jsonl").is_file():
-                pipeline.logs[folder.name] = read_log(folder / "log.jsonl", warnings)
+    for name in sorted(names, key=lambda n: order.index(n) if n in order else len(order)):
+        file, log = path / name / "run.json", path / name / "log.jsonl"
+        with noting(warnings):
+            if file.is_file() and (read := files.read_json(file, AGAIN)):
+                made.records[name] = _record(read)
+                if log.is_file():
+                    made.records[name]["log"] = read_log(log, warnings)
     for file in sorted(path.glob("*.json")):
-        record = _json(file, warnings)
-        if number(record.get("miou")) is not None:
-            pipeline.scores[file.stem] = record
-        elif "miou" in record:
-            warnings.append(f"{file}: its mIoU is not a number; left out")
-    pipeline.failed = _reason(path / "failed.txt")
-    return pipeline
+        with noting(warnings):
+            read = files.read_json(file, AGAIN)
+            if number(read.get("miou")) is not None:
+                made.scores[file.stem] = _scores(read)
+            elif "miou" in read:
+                warnings.append(f"{file}: its mIoU is not a number; left out")
+    if (path / "failed.txt").is_file():  # tools/tables.py leaves it
+        with noting(warnings):
+            text = (path / "failed.txt").read_bytes()[:300].decode("utf-8", "replace").strip()
+            made.failed = text.splitlines()[0] if text else "no reason given"
+    return made
 
 
-def _reason(path: Path) -> str | None:
-    """First line of the failed.txt that the tables leave; None where there is none."""
-    if not path.is_file():
-        return None
-    text = path.read_bytes()[:300].decode("utf-8", "replace").strip()
-    return text.splitlines()[0] if text else "no reason given"
+def _record(read: dict[str, Any]) -> Record:
+    """A run.json: its objects, numbers, command line and machine; other values as they are."""
+    made = {n: mapping(read.get(n)) for n in ("settings", "arguments", "results", "resolved")}
+    argv = read.get("argv") if isinstance(read.get("argv"), list) else []
+    seconds, processes = number(read.get("seconds")) or 0.0, number(read.get("processes")) or 1
+    device = str(read.get("device_name") or read.get("device") or "?")
+    machine = f"{processes:.0f} x {device}" if processes > 1 else device
+    return read | made | {"argv": argv, "seconds": seconds, "machine": machine, "log": []}
+
+
+def _scores(read: dict[str, Any]) -> Record:
+    """An evaluation: figures, run, and the sweep as points (threshold, mIoU)."""
+    sweep = read.get("sweep") if isinstance(read.get("sweep"), list) else []
+    points = [tuple(number(mapping(s).get(key)) for key in ("threshold", "miou")) for s in sweep]
+    return read | {
+        "miou": number(read["miou"]),
+        "threshold": number(read.get("threshold")),
+        "iou": {name: number(each) for name, each in mapping(read.get("iou")).items()},
+        "run": _record(mapping(read.get("run"))),
+        "sweep": [point for point in points if None not in point],
+    }
 
 
 def read_log(path: Path, warnings: list[str]) -> list[dict[str, float]]:
-    """The rows of a log.jsonl, their finite numbers; damaged lines are counted in a warning."""
-    rows, damaged = [], 0
-    try:
-        lines = files.read_text(path, "make it again").splitlines()
-    except InputError as error:
-        warnings.append(str(error))
-        return []
+    """The rows of a log.jsonl, their finite numbers; damaged lines are counted in a warning.
+
+    Raises InputError where the file is no text.
+    """
+    rows = []
+    lines = [line for line in files.read_text(path, AGAIN).splitlines() if line.strip()]
     for line in lines:
-        try:
-            row = mapping(json.loads(line))
-        except (ValueError, RecursionError):
-            row = {}
-        values = {key: value for key, each in row.items() if (value := number(each)) is not None}
-        if "step" in values:
-            rows.append(values)
-        else:
-            damaged += bool(line.strip())
-    if damaged:
-        warnings.append(f"{path}: {damaged} damaged lines left out")
+        with contextlib.suppress(ValueError, RecursionError):
+            numbers = {key: number(value) for key, value in mapping(json.loads(line)).items()}
+            rows.append({key: value for key, value in numbers.items() if value is not None})
+    rows = [row for row in rows if "step" in row]
+    if len(rows) < len(lines):
+        warnings.append(f"{path}: {len(lines) - len(rows)} damaged lines left out")
     return rows
-
-
-def _json(path: Path, warnings: list[str]) -> dict[str, Any]:
-    try:
-        return files.read_json(path, "make it again")
-    except (InputError, OSError) as error:
-        warnings.append(str(error))
-        return {}

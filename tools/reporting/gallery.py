@@ -1,117 +1,79 @@
-"""The best, median and worst images of an album, as data URIs."""
+"""Which images are shown: best, median and worst ones in the page, some in overview.png."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import tempfile
+from argparse import Namespace
+from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 from tqdm import tqdm
 
+import predict
+from core import files
 from core.data import images, visual
-from core.errors import InputError
-from tools.reporting.pictures import Album, Choice, confusion
+from tools import steps
+from tools.reporting.charts import STYLE, data_uri
+from tools.reporting.collect import Family, noting
+from tools.reporting.pictures import Album, Cell, Column, Strip
 
 SECTIONS = ("best", "median", "worst")
+WIDTH, DPI = 6, 100  # columns that short rows fill together; pixels an inch
+Place = tuple[str, str, Cell | None]  # title, caption, picture
+Ious = dict[str, dict[int, float]]  # image -> its mIoU as 0, and the IoU of each class in it
+Tags = dict[str, list[tuple[str, str, float]]]  # image -> ("best", "", 93.0), ("worst", "dog", 12)
 
 
-@dataclass
-class Entry:
-    """One image: its section, tags ("best 93", "worst dog 12" ...), classes and pictures."""
+def galleries(albums: list[Album], args: Namespace, warnings: list[str]) -> list[dict]:
+    """The galleries of the albums that have pictures, each ordered by its last column's IoU.
 
-    image_id: str
-    section: str
-    is_overall: bool
-    classes: list[int]
-    tags: list[str] = field(default_factory=list)
-    cells: list[tuple[str, str, float | None]] = field(default_factory=list)  # title, URI, IoU
-
-
-@dataclass
-class Gallery:
-    """The chosen images of one split.
-
-    Attributes:
-        order: what they are ordered by. classes: number -> name and colour of those in the images.
+    Returns:
+        album; order: what it is ordered by; entries: the images, their tags, cells and classes.
     """
-
-    split: str
-    order: str
-    classes: dict[int, tuple[str, str]]
-    entries: list[Entry]
-
-    @property
-    def widest(self) -> int:
-        """The most pictures of an image."""
-        return max((len(entry.cells) for entry in self.entries), default=0)
-
-
-def galleries(albums: list[Album], choice: Choice, warnings: list[str]) -> list[Gallery]:
-    """The galleries of the albums that have pictures."""
     found = []
-    for album in albums if choice.images or choice.per_class else []:
-        with noting(warnings, "gallery"):
-            found.append(gallery(album, choice, warnings))
-    return [each for each in found if each is not None]
+    for album in albums if args.images or args.per_class else []:
+        with noting(warnings, "gallery: "):
+            ids = album.data.ids(album.split)
+            columns = [c for c in album.columns if any(c.path(i).is_file() for i in ids)]
+            if not columns:
+                continue
+            ious = measure(album, columns[-1], ids, warnings)
+            tags = choose(ious, album.data.classes, args)
+            order = f"{len(ious)} images, ordered by the IoU of {columns[-1].title}"
+            if not ious:
+                some = [i for i in ids if columns[-1].path(i).is_file()]
+                tags = {i: [] for i in spread(some, 3 * args.images)}
+                order = "a sample; there is no ground truth"
+            entries = []
+            for i, strip in album.strips(tags, warnings, "gallery"):
+                cells = [(t, jpeg_uri(c.picture, args.side), c.iou) for t, c in strip.items()]
+                labels = ious.get(i) or np.unique([*strip.values()][-1].label).tolist()
+                classes = sorted(c for c in labels if 0 < c < images.IGNORE)
+                entries.append({"id": i, "tags": tags[i], "cells": cells, "classes": classes})
+            if entries:
+                found.append({"album": album, "order": order, "entries": entries})
+    return found
 
 
-def gallery(album: Album, choice: Choice, warnings: list[str]) -> Gallery | None:
-    """The gallery of an album, ordered by its last column; None where there are no pictures.
-
-    Raises:
-        InputError: no such split.
-    """
-    ids = album.data.ids(album.split)
-    columns = [c for c in album.columns if any(c.path(i).is_file() for i in ids)]
-    if not columns:
-        return None
-    ranked, ious, means = columns[-1], {}, {}
+def measure(album: Album, column: Column, ids: list[str], warnings: list[str]) -> Ious:
+    """The IoUs of a column's images that have a ground truth."""
+    ious: Ious = {}
     for image_id in tqdm(ids, desc=f"gallery {album.split}", unit="image", dynamic_ncols=True):
-        try:
+        with noting(warnings, "gallery: "):
             truth = album.truth(image_id)
-            found = None if truth is None else album.label(ranked, image_id, truth.shape)
-        except InputError as error:
-            warnings.append(f"gallery: {error}")
-            continue
-        if found is not None:
-            matrix = confusion(found[0], truth, album.data.n_labels)
-            present = np.flatnonzero(matrix.matrix.sum(1)[1:]) + 1
-            ious[image_id] = dict(zip(present.tolist(), matrix.iou()[present], strict=True))
-            means[image_id] = matrix.miou()
-    means = {image_id: value for image_id, value in means.items() if np.isfinite(value)}
-    entries = choose(means, ious, album.data.classes, choice)
-    if not means:
-        some = [i for i in ids if ranked.path(i).is_file()]
-        entries = [Entry(i, "sample", True, []) for i in spread(some, 3 * choice.images)]
-    for entry in entries:
-        with noting(warnings, "gallery"):
-            cells = list(album.strip(entry.image_id).values())
-            for cell in cells:
-                uri = jpeg_uri(images.fit(cell.picture, choice.side))
-                entry.cells.append((cell.title, uri, cell.iou))
-            if not means:
-                entry.classes = [c for c in np.unique(cells[-1].label).tolist() if 0 < c < 255]
-    entries = [entry for entry in entries if entry.cells]
-    order = f"{len(means)} images, ordered by the IoU of {ranked.title}"
-    order = order if means else "a sample; there is no ground truth"
-    present = sorted({c for entry in entries for c in entry.classes})
-    classes = {
-        c: (album.data.classes[c - 1], f"rgb{tuple(visual.PALETTE[c].tolist())}") for c in present
-    }
-    return Gallery(album.split, order, classes, entries)
-
-
-@contextlib.contextmanager
-def noting(warnings: list[str], what: str) -> Iterator[None]:
-    """Turn bad input into a warning; the rest of the block is left out."""
-    try:
-        yield
-    except InputError as error:
-        warnings.append(f"{what}: {error}")
+            label = None if truth is None else album.label(column, image_id, truth.shape)[0]
+            if label is not None:
+                matrix = album.confusion(label, truth)
+                present = np.flatnonzero(matrix.matrix.sum(1)[1:]) + 1
+                of_classes = zip(present.tolist(), matrix.iou()[present], strict=True)
+                ious[image_id] = {0: matrix.miou(), **dict(of_classes)}
+    return {image_id: found for image_id, found in ious.items() if np.isfinite(found[0])}
 
 
 def places(n: int, count: int) -> dict[str, range]:
@@ -120,29 +82,21 @@ def places(n: int, count: int) -> dict[str, range]:
     worst = range(max(len(best), n - count), n)
     middle = range(len(best), worst.start)
     start = middle.start + max(0, (len(middle) - count + 1) // 2)
-    return {"best": best, "median": range(start, min(start + count, middle.stop)), "worst": worst}
+    median = range(start, min(start + count, middle.stop))
+    return dict(zip(SECTIONS, (best, median, worst), strict=True))
 
 
-def choose(
-    means: dict[str, float],
-    ious: dict[str, dict[int, float]],
-    classes: list[str],
-    choice: Choice,
-) -> list[Entry]:
+def choose(ious: Ious, classes: list[str], args: Namespace) -> Tags:
     """The best, median and worst images by mIoU, then by the IoU of each class in them."""
-    chosen: dict[str, Entry] = {}
-    rankings = [("", choice.images, means)]
-    for index, name in enumerate(classes, 1):
-        score = {i: ious[i][index] for i in means if index in ious[i]}
-        rankings.append((f" {name}", choice.per_class, score))
-    for suffix, number, score in rankings:
-        order = sorted(score, key=lambda i: (-score[i], i))
-        for section, positions in places(len(order), number).items():
+    tags: Tags = {}
+    for index, name in enumerate(["", *classes]):
+        order = sorted((i for i in ious if index in ious[i]), key=lambda i: (-ious[i][index], i))
+        found = places(len(order), args.per_class if index else args.images)
+        for section, positions in found.items():
             for image_id in (order[position] for position in positions):
-                new = Entry(image_id, section, not suffix, sorted(ious[image_id]))
-                entry = chosen.setdefault(image_id, new)
-                entry.tags.append(f"{section}{suffix} {score[image_id]:.0f}")
-    return sorted(chosen.values(), key=lambda e: (SECTIONS.index(e.section), -means[e.image_id]))
+                tags.setdefault(image_id, []).append((section, name, ious[image_id][index]))
+    ordered = sorted(tags, key=lambda i: (SECTIONS.index(tags[i][0][0]), -ious[i][0]))
+    return {image_id: tags[image_id] for image_id in ordered}
 
 
 def spread(ids: list[str], count: int) -> list[str]:
@@ -151,8 +105,88 @@ def spread(ids: list[str], count: int) -> list[str]:
     return [ids[int(place)] for place in places]
 
 
-def jpeg_uri(picture: np.ndarray) -> str:
-    """A uint8 RGB picture (H, W, 3) as a data URI."""
+def jpeg_uri(picture: np.ndarray, side: int) -> str:
+    """A uint8 RGB picture (H, W, 3), scaled to fit a square, as a data URI."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=78)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    Image.fromarray(images.fit(picture, side)).save(buffer, format="JPEG", quality=78)
+    return data_uri("image/jpeg", buffer.getvalue())
+
+
+def overview(family: Family, albums: list[Album], args: Namespace, warnings: list[str]) -> None:
+    """Draw images of a family's albums, OUT/overview.png; short rows stand two or more abreast.
+
+    A picture shows every step: what the segmentation was not asked for, the device does now.
+    """
+    lines: list[list[Place]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for album in albums:
+            with noting(warnings, "overview: "):
+                abreast = max(1, WIDTH // len(album.titles))
+                listed = album.data.ids(album.split)
+                ids = [i for i in args.ids if i in listed]
+                ids = ids or spread(listed, -(-args.overview // abreast) * abreast)
+                with noting(warnings, "overview: "):
+                    out = Path(temporary, "segmentations")
+                    album.columns += segment(family, album, ids, args.device, out)
+                strips = list(album.strips(ids, warnings, "overview"))
+                lines += arrange(album.titles, strips, abreast)
+    if lines:
+        draw(lines, albums[0].data.classes, args.side, args.out / "overview.png")
+
+
+def segment(family: Family, album: Album, ids: list[str], device: str, out: Path) -> list[Column]:
+    """The column of a segmentation that was made of another split: made now, as it was.
+
+    Raises InputError where the model or an image is damaged.
+    """
+    step = next(s for s in steps.STEPS if s.script == "predict")
+    model = Path(dict(step.reads)["--checkpoint"], "model.pt")
+    trained = [p for row in family.rows for p in row.seeds if (p.path / model).is_file()]
+    if not trained or step in [column.step for column in album.columns]:
+        return []
+    settings = trained[0].records.get(step.name, {"settings": {}})["settings"]
+    command = [album.data.image_path(image_id) for image_id in ids]
+    command += ["--out", out, "--checkpoint", trained[0].path / model]
+    command += ["--device", device, "--jobs", 1]
+    command += ["--scales", *settings["scales"]] if settings.get("scales") else []
+    command += [] if settings.get("crf", True) else ["--no-crf"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        predict.main([str(each) for each in command])
+    return [Column(step.title, step, out, 0.0)]
+
+
+def arrange(titles: list[str], strips: list[Strip], abreast: int) -> list[list[Place]]:
+    """Lines of places, `abreast` images in each; titles stand in the first line."""
+    places = []
+    shown = [title for title in titles if any(title in strip for _, strip in strips)]
+    for number, (image_id, strip) in enumerate(strips):
+        for title in shown:
+            cell = strip.get(title)
+            iou = "" if cell is None or cell.iou is None else f"IoU {cell.iou:.0f}"
+            caption = image_id if title == "image" else iou
+            places.append((title if number < abreast else "", caption, cell))
+    wide = abreast * len(shown)
+    return [places[start : start + wide] for start in range(0, len(places), wide or 1)]
+
+
+def draw(lines: list[list[Place]], names: list[str], side: int, path: Path) -> None:
+    """Write lines of pictures, each `side` pixels, and the colours of the classes in them."""
+    width, height = max(map(len, lines)) * side, len(lines) * (side + 22) + 50
+    cells = [cell for line in lines for *_, cell in line if cell is not None]
+    labels = [np.unique(cell.label) for cell in cells if cell.label is not None]
+    shown = [c for c in np.unique(np.concatenate([[0], *labels])) if 0 < c <= len(names)]
+    colours = [Patch(color=visual.PALETTE[c] / 255, label=names[c - 1]) for c in shown]
+    with matplotlib.rc_context(fname=STYLE):
+        figure = Figure((width / DPI, height / DPI), DPI, layout="constrained")
+        plain = {"xticks": [], "yticks": [], "frame_on": False}
+        grid = figure.subplots(len(lines), width // side, squeeze=False, subplot_kw=plain)
+        for line, axes in zip(lines, grid, strict=True):
+            for (title, caption, cell), each in zip(line, axes, strict=False):
+                each.set_title(title, fontsize=9)
+                each.set_xlabel(caption, fontsize=8)
+                if cell is not None:
+                    each.imshow(cell.picture)
+        if colours:
+            figure.legend(handles=colours, loc="outside lower center", ncols=WIDTH, frameon=False)
+        with files.atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")
