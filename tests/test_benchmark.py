@@ -19,7 +19,7 @@ from core.method.cam import multi_scale, of_classes
 from core.method.puzzle import merge, tile
 from core.method.random_walk import random_walk
 from tools import benchmark
-from tools.benchmarking import references, steps, training
+from tools.benchmarking import references, training
 from tools.benchmarking.chart import draw_chart
 from tools.benchmarking.data import data_root
 from tools.benchmarking.measure import Bench
@@ -136,17 +136,17 @@ def test_one_step_of_both_trainings_moves_the_weights_alike(bench):
     # 48 pixels wide: no map of a tile equals the whole image's, where |A - A_re| has a kink.
     network.backbone = nn.Conv2d(3, 4, 48, 16, padding=16)
     network.classifier = nn.Conv2d(4, 20, 1, bias=False)
-    batch = steps.step_batch(bench, labelled=False)
-    plan = steps.plan_of(bench, recipe.CLASSIFICATION, "off")
+    batch = training.step_batch(bench, masks=False)
+    plan = training.plan_of(bench, recipe.CLASSIFICATION, "off")
 
     def loss(network, views, labels):
         return references.puzzle_loss(network, views, labels, 2.0)
 
     usual, ours = copy.deepcopy(network), copy.deepcopy(network)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps.copy, "deepcopy", lambda made: made)  # train the very network
-        steps.usual_step(bench, usual, batch, loss, plan)()
-        steps.our_step(bench, ours, batch, plan, training.puzzle_step)()
+        patch.setattr(training.copy, "deepcopy", lambda made: made)  # train the very network
+        training.usual_step(bench, usual, batch, loss, plan)()
+        training.our_step(bench, ours, batch, plan, training.puzzle_step)()
     for our, theirs in zip(ours.parameters(), usual.parameters(), strict=True):
         torch.testing.assert_close(our, theirs, rtol=1e-5, atol=1e-8)
     assert not torch.equal(usual.classifier.weight, network.classifier.weight)

@@ -24,12 +24,13 @@ import torch
 
 from core import files
 from core.errors import InputError
+from core.method import crf
 from core.run import distributed, options
 from core.run.main import run_main
 from core.run.parallel import cpu_count
 from tools.benchmarking import inference, refinement, training
 from tools.benchmarking.chart import draw_chart
-from tools.benchmarking.measure import Bench, say
+from tools.benchmarking.measure import Bench
 
 STAGES = {
     "loader": training.loader,
@@ -47,39 +48,26 @@ STAGES = {
     "bytes": inference.cam_bytes,
 }
 ON_REQUEST = {"cpu": {"compile"}, "cuda": set()}  # what takes too long to come along unasked
+AGAINST_PYDENSECRF = ("affinity-labels", "crf")
+QUICK = {"size": (72, 96), "crop": 64, "backbone": "resnet18", "n_images": 4}
+HEAD = ("stage", "", "ours", "reference", "unit", "ratio", "target")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     p = options.Parser(__doc__)
-    p.add_argument(
-        "--stages", nargs="+", choices=STAGES, metavar="STAGE",
-        help=f"of {', '.join(STAGES)}; without it all, but compile on GPUs only",
-    )  # fmt: skip
+    stages = f"of {', '.join(STAGES)}; without it all, but compile on GPUs only"
+    p.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE", help=stages)
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument(
-        "--threads", type=options.positive, default=cpu_count(),
-        help="CPU threads and processes, except in rows `per core`",
-    )  # fmt: skip
-    p.add_argument(
-        "--batch-size", type=int, default=0, help="of the training steps; 0: 32 on GPUs, 4 on CPUs"
-    )
+    threads = "CPU threads and processes, except in rows `per core`"
+    p.add_argument("--threads", type=options.positive, default=cpu_count(), help=threads)
+    batch = "of the training steps; 0: 32 on GPUs, 4 on CPUs"
+    p.add_argument("--batch-size", type=int, default=0, help=batch)
     p.add_argument("--repeats", type=int, default=0, help="timed calls; 0: 3 to 10 by stage")
-    p.add_argument(
-        "--quick", action="store_true", help="tiny and once: shows that it works, not how fast"
-    )
+    quick = "tiny and once: shows that it works, not how fast"
+    p.add_argument("--quick", action="store_true", help=quick)
     p.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     p.add_argument("--chart", type=Path, metavar="FILE", help="draw the ratios there (PNG)")
     return p
-
-
-def bench_of(args: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
-    """The sizes that the options and the device ask for."""
-    batch = args.batch_size or (32 if device.type == "cuda" else 4)
-    bench = Bench(device, args.threads, folder, batch, args.repeats, args.quick)
-    if args.quick:
-        bench.size, bench.crop, bench.backbone, bench.n_images = (72, 96), 64, "resnet18", 4
-        bench.batch_size = args.batch_size or 2
-    return bench
 
 
 def print_row(row: dict[str, Any]) -> None:
@@ -104,14 +92,20 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
     chosen = args.stages or [name for name in STAGES if name not in ON_REQUEST[device.type]]
+    batch = args.batch_size or (2 if args.quick else 32 if device.type == "cuda" else 4)
+    sizes = QUICK if args.quick else {}
+    for path in filter(None, (args.json, args.chart)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    print(
-        f"{'stage':<46}{'':>5}{'ours':>11}{'reference':>12} {'unit':<12}{'ratio':>8}{'target':>8}"
-    )
+    print("{:<46}{:>5}{:>11}{:>12} {:<12}{:>8}{:>8}".format(*HEAD))
     with tempfile.TemporaryDirectory() as folder:
-        bench = bench_of(args, device, Path(folder))
+        folder = Path(folder)
+        bench = Bench(device, args.threads, folder, batch, args.repeats, args.quick, **sizes)
         for name in chosen:
-            say(f"measuring {name} ...")
+            if name in AGAINST_PYDENSECRF and crf.resolve_backend() != "pydensecrf":
+                print(f"{name}: left out, pydensecrf does not import", file=sys.stderr)
+                continue
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
             torch.manual_seed(0)
             try:
                 for row in STAGES[name](bench):
@@ -120,10 +114,8 @@ def main(argv: list[str] | None = None) -> None:
             except torch.OutOfMemoryError:
                 raise InputError(f"{name}: the GPU's memory is full; lower --batch-size") from None
             if args.json is not None:  # after every stage: an interrupted run keeps its figures
-                args.json.parent.mkdir(parents=True, exist_ok=True)
                 files.write_json(args.json, rows)
     if args.chart is not None and rows:
-        args.chart.parent.mkdir(parents=True, exist_ok=True)
         draw_chart(rows, args.chart)
 
 

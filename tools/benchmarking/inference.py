@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+import functools
 
+import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from core.data import scoring
-from core.data.scores import Scores, strided_size
+from core.data.scores import strided_size
 from core.data.transforms import SCALES
 from core.method.affinity import paths
 from core.method.cam import of_classes, sum_scales
@@ -18,145 +18,125 @@ from core.method.networks import Classifier
 from core.method.random_walk import random_walk
 from core.recipe import EVALUATION, RANDOM_WALK
 from core.run import inference, precision
-from tools.benchmarking import measure, references, rows
-from tools.benchmarking.data import SPLIT, data_root, write_cams
-from tools.benchmarking.measure import Bench, Work
+from tools.benchmarking import references
+from tools.benchmarking.data import SPLIT, data_root
+from tools.benchmarking.measure import Bench, Rows, count_flop
 
 RADIUS, BETA, LOG2_STEPS = RANDOM_WALK.radius, RANDOM_WALK.beta, RANDOM_WALK.log2_steps
 THRESHOLDS = EVALUATION.paper_thresholds
 BATCH_IMAGES = 4  # make_cam.py's default
-Rows = Iterator[dict[str, Any]]
 
 
 def cams(bench: Bench) -> Rows:
     """From JPEG files to CAMs on the host, four scales and mirror images."""
-    data = data_root(bench)
-    batches = 16 if bench.device.type == "cuda" else 1  # to hide the start of the loader processes
-    ids = [i for _ in range(batches) for i in data.ids(SPLIT)[:BATCH_IMAGES]]
-    labels = data.image_labels(ids)
-    pictures = {i: data.image_path(i) for i in ids}
-    network = Classifier(bench.backbone, 20).eval()
-    groups = [ids[i : i + BATCH_IMAGES] for i in range(0, len(ids), BATCH_IMAGES)]
-    workers = 4 if bench.device.type == "cuda" else 0  # the CPU is busy with the network
+    data, device = data_root(bench), bench.device
+    group = data.ids(SPLIT)[:BATCH_IMAGES]
+    groups = [group] * (16 if bench.cuda else 1)  # to hide the start of the loader processes
+    workers = 4 if bench.cuda else 0  # the CPU is busy with the network
+    labels = data.image_labels(group)
+    pictures = {i: data.image_path(i) for i in group}
+    make = functools.partial(Classifier, bench.backbone, 20)
+    network = make().eval()
 
-    def ours() -> Work:
-        ready = copy.deepcopy(network).to(bench.device, memory_format=torch.channels_last)
-        autocast = precision.autocast(bench.amp, bench.device)
+    @functools.cache
+    def ready(memory_format: torch.memory_format) -> nn.Module:
+        return copy.deepcopy(network).to(device, memory_format=memory_format)
 
-        @torch.inference_mode()
-        def run() -> None:
-            views = inference.pyramids(
-                pictures, groups, SCALES, max(bench.size), workers, bench.device, "cams"
-            )
-            for group, copies, size in views:
-                with autocast:
-                    sums = sum_scales(ready, copies, size)
-                for image_id, maps in zip(group, sums, strict=True):
-                    of_classes(maps, labels[image_id]).half().cpu()
+    @torch.inference_mode()
+    def ours() -> None:
+        side = max(bench.size)
+        views = inference.pyramids(pictures, groups, SCALES, side, workers, device, "cams")
+        for names, copies, size in views:
+            with precision.autocast(bench.amp, device):
+                sums = sum_scales(ready(torch.channels_last), copies, size)
+            for name, maps in zip(names, sums, strict=True):
+                of_classes(maps, labels[name]).half().cpu()
 
-        return run
+    @torch.no_grad()
+    def reference() -> None:
+        plain = ready(torch.contiguous_format)
+        for i in len(groups) * group:
+            references.multi_scale_cam(plain, pictures[i], labels[i], SCALES, device)
 
-    def reference() -> Work:
-        ready = copy.deepcopy(network).to(bench.device)
-
-        @torch.no_grad()
-        def run() -> None:
-            for i in ids:
-                references.multi_scale_cam(
-                    ready, data.image_path(i), labels[i], SCALES, bench.device
-                )
-
-        return run
-
-    found = measure.compare(bench, ours, reference, 3, bench.device, bench.threads)
-    bound = rows.arithmetic(bench, len(ids) * _cam_flop(bench), found.ours)
-    yield rows.row(
-        bench, "multi-scale CAM inference", found, "images/s", bound, items=len(ids),
-        device=bench.device, target=4.0 if bench.device.type == "cuda" else 2.0,
-        note=f"{bench.backbone}, 4 scales x 2, batches of {BATCH_IMAGES} images, from JPEG",
-    )  # fmt: skip
-
-
-def _cam_flop(bench: Bench) -> float:
-    """FLOP of the convolutions for one image: all scales, twice."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = Classifier(bench.backbone, 20).eval()
-        for scale in SCALES:
-            network(torch.empty(2, 3, *(round(side * scale) for side in bench.size)))
-    return counter.get_total_flops()
+    items = len(groups) * len(group)
+    shapes = [(2, 3, *(round(side * scale) for side in bench.size)) for scale in SCALES]
+    flop = items * count_flop(make, shapes, backward=False)
+    note = f"{bench.backbone}, 4 scales x 2, batches of {BATCH_IMAGES} images, from JPEG"
+    bound, name = functools.partial(bench.arithmetic, flop), "multi-scale CAM inference"
+    kwargs = {"items": items, "repeats": 3, "targets": (2.0, 4.0), "note": note}
+    yield bench.compare(name, ours, reference, "images/s", bound, **kwargs)
 
 
 def walk(bench: Bench) -> Rows:
     """The sparse walk in float64, as the stage runs it, against squaring the dense matrix."""
     height, width = strided_size(bench.size)
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.rand(2, height, width, generator=generator, dtype=torch.float64)
-    edge = torch.rand(height, width, generator=generator, dtype=torch.float64) ** 2
-    scores, edge = scores.to(bench.device), edge.to(bench.device)
-    # A CPU needs minutes for the eight squarings: there, one is timed and multiplied.
-    cuda = bench.device.type == "cuda"
-    squarings = LOG2_STEPS if cuda else 1
+    scores = torch.rand(2, height, width, dtype=torch.float64).to(bench.device)
+    edge = torch.rand(height, width, dtype=torch.float64).to(bench.device) ** 2
+    # A CPU needs minutes for the eight squarings: there, some rows of one are timed.
+    squarings, parts = (LOG2_STEPS, 1) if bench.cuda else (1, 8)
 
-    def reference() -> Work:
-        matrix = references.dense_transition(edge.float(), RADIUS, BETA)
+    @functools.cache
+    def matrix() -> torch.Tensor:
+        return references.dense_transition(edge.float(), RADIUS, BETA)
 
-        def run() -> None:
-            product = matrix
-            for _ in range(squarings):
-                product = product @ product
+    def reference() -> None:
+        for _ in range(squarings):
+            matrix()[: edge.numel() // parts] @ matrix()
 
-        return run
+    def bound(time_taken: float) -> str:
+        entries = edge.numel() * (2 * len(paths(RADIUS)[0]) + 1)
+        rate = 2**LOG2_STEPS * entries * 12 / 1e9 / time_taken
+        return f"memory: 2^{LOG2_STEPS} reads of the sparse matrix, {rate:.3g} GB/s"
 
-    def ours() -> Work:
-        return lambda: random_walk(scores, edge, RADIUS, BETA, LOG2_STEPS)
+    def ours() -> None:
+        random_walk(scores, edge, RADIUS, BETA, LOG2_STEPS)
 
-    found = measure.compare(bench, ours, reference, 9, bench.device, bench.threads, once=not cuda)
-    found.reference *= LOG2_STEPS / squarings
-    entries = edge.numel() * (2 * len(paths(RADIUS)[0]) + 1)
-    gigabytes = 2**LOG2_STEPS * entries * 12 / 1e9
-    yield rows.row(
-        bench, f"random walk, {height} x {width} grid", found, "ms/image",
-        f"memory: 2^{LOG2_STEPS} reads of the sparse matrix, {gigabytes / found.ours:.3g} GB/s",
-        device=bench.device, target=None if cuda else 400.0, target_ours=10.0 if cuda else None,
-        note="float64. Reference: dense float32, "
-        + ("8 squarings" if cuda else "ONE squaring timed and multiplied by 8"),
-    )  # fmt: skip
+    timed = "8 squarings" if bench.cuda else "an eighth of ONE squaring timed, multiplied by 64"
+    yield bench.compare(
+        f"random walk, {height} x {width} grid",
+        ours,
+        reference,
+        "ms/image",
+        bound,
+        repeats=9,
+        multiple=LOG2_STEPS // squarings * parts,
+        targets=(400.0, None),
+        target_ours=10.0 if bench.cuda else None,
+        note=f"float64. Reference: dense float32, {timed}",
+    )
 
 
 def evaluation(bench: Bench) -> Rows:
     """Scores at 15 thresholds, from the files, on one core."""
     data = data_root(bench)
-    write_cams(bench)
     ids = data.ids(SPLIT)
-    results: dict[str, list[float]] = {}
 
-    def ours() -> None:
+    def ours() -> list[float]:
         folder = bench.folder / "cams"
         sweep = scoring.scores(data, folder, "SegmentationClass", THRESHOLDS, ids)
-        results["ours"] = [matrix.miou() for matrix in sweep.confusions()]
+        return [matrix.miou() for matrix in sweep.confusions()]
 
-    def reference() -> None:
-        results["reference"] = references.sweep_by_files(
-            ids, bench.folder / "usual-cams", data.mask_path, data.n_labels, THRESHOLDS
-        )
+    def reference() -> list[float]:
+        usual = bench.folder / "usual-cams"
+        return references.sweep_by_files(ids, usual, data.mask_path, data.n_labels, THRESHOLDS)
 
-    found = measure.compare(bench, lambda: ours, lambda: reference, repeats=3)
-    pairs = zip(results["ours"], results["reference"], strict=True)
-    yield rows.row(
-        bench, f"evaluation, {len(THRESHOLDS)} thresholds, per core", found, "images/s",
-        "one core: upsampling, argmax and one histogram of every pixel", items=len(ids),
-        target=20.0, largest_difference_miou=max(abs(a - b) for a, b in pairs),
-    )  # fmt: skip
+    name = f"evaluation, {len(THRESHOLDS)} thresholds, per core"
+    bound = "one core: upsampling, argmax and one histogram of every pixel"
+    difference = float(np.abs(np.subtract(ours(), reference())).max())
+    kwargs = {"repeats": 3, "targets": (20.0, None), "largest_difference_miou": difference}
+    yield bench.one_core.compare(name, ours, reference, "images/s", bound, len(ids), **kwargs)
 
 
 def cam_bytes(bench: Bench) -> Rows:
     """Bytes of the files on disk."""
-    write_cams(bench)
-    usual = [p.stat().st_size for p in (bench.folder / "usual-cams").iterdir()]
-    ours = [p.stat().st_size for p in (bench.folder / "cams").iterdir()]
-    Scores.load(next((bench.folder / "cams").iterdir()), 20)
-    yield rows.size_row(
-        bench, "CAM bytes", (sum(ours) / len(ours), sum(usual) / len(ours)), "bytes/image",
-        "2 bytes for each of 1/16 of the pixels and class", target=20.0,
+    n_images = len(data_root(bench).ids(SPLIT))
+    folders = bench.folder / "cams", bench.folder / "usual-cams"
+    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders]
+    yield bench.one_core.row(
+        "CAM bytes",
+        np.array([sizes]) / n_images,
+        "bytes/image",
+        "2 bytes for each of 1/16 of the pixels and class",
+        targets=(20.0, None),
         note=f"{bench.size[1]}x{bench.size[0]}, 2 classes. Reference: both sizes in float32",
-    )  # fmt: skip
+    )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Iterator
-from typing import Any
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import train_affinity
 import train_classification
@@ -20,26 +23,55 @@ from core.data import images
 from core.data.datasets import TrainingViews
 from core.data.transforms import RandomView, normalize
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
-from tools.benchmarking import measure, references, rows, steps
+from core.run import optimizer, precision
+from core.run.plan import Plan
+from core.run.training import Trainer
+from tools.benchmarking import references
 from tools.benchmarking.data import SPLIT, data_root
-from tools.benchmarking.measure import Bench, Work
+from tools.benchmarking.measure import Bench, Row, Rows, Targets, Work, consume, count_flop
 
-Rows = Iterator[dict[str, Any]]
+NEVER = 10**9  # steps between log rows and between checkpoints
+WEIGHT_DECAY = recipe.CLASSIFICATION.weight_decay
 ALPHA = 2.0
-puzzle_step = functools.partial(train_classification.step, alpha=ALPHA)
+Step = Callable[[Trainer, list[Tensor]], None]  # a script's `step`
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a network, views and their targets
+puzzle_step = partial(train_classification.step, alpha=ALPHA)
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A script's training: its network, constants and step, the usual loss, and its targets.
+
+    Attributes:
+        masks: the targets are label maps, not image labels. passes: of all pixels in a step.
+    """
+
+    network: Callable[[], nn.Module]
+    constants: recipe.Training
+    step: Step
+    loss: Loss
+    masks: bool = True
+    passes: int = 1
+
+
+def training_views(bench: Bench, masks: bool) -> TrainingViews:
+    """Random views of the photographs, with image labels or label maps."""
+    data = data_root(bench)
+    ids, folder = data.ids(SPLIT), data.root / "SegmentationClass" if masks else None
+    sides = (bench.crop // 2, bench.crop) if bench.quick else recipe.CLASSIFICATION.sides
+    return TrainingViews(
+        data, ids, RandomView(sides, bench.crop), 0, data.image_labels(ids), folder
+    )
 
 
 def loader(bench: Bench) -> Rows:
     """Images a second of one loader process, without and with the device's normalisation."""
-    data = data_root(bench)
-    ids = data.ids(SPLIT)
-    sides = steps.sides(bench)
-    views = TrainingViews(data, ids, RandomView(sides, bench.crop), 0, data.image_labels(ids))
-    draws = range(2 * len(ids))
+    bench, views = bench.one_core, training_views(bench, masks=False)
+    draws = range(2 * len(views))
+    paths = [views.data.image_path(i) for i in views.ids] * 2
 
     def ours() -> None:
-        for draw in draws:
-            views[draw]
+        consume(map(views.__getitem__, draws))
 
     def ours_normalised() -> None:
         for first in draws[::4]:
@@ -48,134 +80,171 @@ def loader(bench: Bench) -> Rows:
 
     def reference() -> None:
         rng = np.random.default_rng(0)
-        for draw in draws:
-            path = data.image_path(ids[draw % len(ids)])
-            references.load_view(path, sides, bench.crop, rng)
+        for path in paths:
+            references.load_view(path, views.view.sides, bench.crop, rng)
 
-    def decode() -> None:
-        for draw in draws:
-            images.read_image(data.image_path(ids[draw % len(ids)]))
+    def bound(time_taken: float) -> str:
+        decode = partial(map, images.read_image, paths)
+        share = min(bench.seconds(lambda: consume(decode())) for _ in range(3)) / time_taken
+        return f"one core: JPEG decoding {100 * share:.0f}% of the time, then resize, flip, crop"
 
-    found = measure.compare(bench, lambda: ours, lambda: reference, repeats=7)
-    with measure.cpu_threads(1):
-        share = min(measure.seconds(decode) for _ in range(3)) / found.ours
-    bound = f"one core: JPEG decoding {100 * share:.0f}% of the time, then resize, flip, crop"
-    yield rows.row(
-        bench, "loader, per core", found, "images/s", bound, items=len(draws), target=3.5,
-        note="uint8 views; the device normalises them. Reference: normalised float32",
-    )  # fmt: skip
-    found = measure.compare(bench, lambda: ours_normalised, lambda: reference, repeats=7)
-    yield rows.row(
-        bench, "loader and normalisation, per core", found, "images/s",
-        "as above, and writing 3 MiB of float32 an image", items=len(draws),
-        note="the device's part done by the same core, as where the CPU is the device",
-    )  # fmt: skip
+    kwargs = {"items": len(draws), "repeats": 7, "targets": (3.5, None)}
+    kwargs["note"] = "uint8 views; the device normalises them. Reference: normalised float32"
+    yield bench.compare("loader, per core", ours, reference, "images/s", bound, **kwargs)
+    name = "loader and normalisation, per core"
+    bound = "as above, and writing 3 MiB of float32 an image"
+    kwargs = {"items": len(draws), "repeats": 7}
+    kwargs["note"] = "the device's part done by the same core, as where the CPU is the device"
+    yield bench.compare(name, ours_normalised, reference, "images/s", bound, **kwargs)
+
+
+def puzzle_training(bench: Bench) -> Training:
+    """Puzzle-CAM: the images and their tiles go through the network."""
+    network = partial(Classifier, bench.backbone, 20)
+    loss = partial(references.puzzle_loss, alpha=ALPHA)
+    return Training(network, recipe.CLASSIFICATION, puzzle_step, loss, masks=False, passes=2)
 
 
 def puzzle(bench: Bench) -> Rows:
-    """The Puzzle-CAM step: time, then peak memory."""
-    network = Classifier(bench.backbone, 20)
-    batch = steps.step_batch(bench, labelled=False)
-    plan = steps.plan_of(bench, recipe.CLASSIFICATION, "auto")
-
-    def loss(network: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
-        return references.puzzle_loss(network, views, labels, ALPHA)
-
-    def ours() -> Work:
-        return steps.our_step(bench, network, batch, plan, puzzle_step)
-
-    def reference() -> Work:
-        return steps.usual_step(bench, network, batch, loss, plan)
-
-    flop = steps.step_flop(bench, lambda: Classifier(bench.backbone, 20), passes=2)
-    found = steps.compare(bench, ours, reference)
-    yield steps.row(bench, "Puzzle-CAM step", found, flop, targets=(2.5, 3.0))
-    if bench.device.type == "cuda":
-        with steps.without_tf32():
-            strict = steps.compare(bench, ours, reference)
-        yield steps.row(bench, "Puzzle-CAM step, TF32 off", strict, flop)
-    if found.memory_ours and found.memory_reference:
-        cuda = bench.device.type == "cuda"
-        sizes = found.memory_ours / measure.MIB, found.memory_reference / measure.MIB
+    """The Puzzle-CAM step: time, and on a GPU peak memory."""
+    row = step_row(bench, "Puzzle-CAM step", puzzle_training(bench), (2.5, 3.0))
+    yield row
+    if bench.cuda:
+        # PyTorch lets float32 convolutions run in TF32 on a GPU.
+        torch.backends.cudnn.allow_tf32 = False
+        yield step_row(bench, "Puzzle-CAM step, TF32 off", puzzle_training(bench))
+        torch.backends.cudnn.allow_tf32 = True
+        sizes = np.array([[row["peak_memory_ours"], row["peak_memory_reference"]]]) / 2**20
         bound = "activations kept for the backward pass, half as many bytes in bf16"
-        yield rows.size_row(
-            bench, "Puzzle-CAM step, peak memory", sizes, "MiB", bound, bench.device,
-            target=1 / 0.6 if cuda else None, note="weights, gradients and activations",
-        )  # fmt: skip
+        kwargs = {"targets": (None, 1 / 0.6), "note": "weights, gradients and activations"}
+        yield bench.row("Puzzle-CAM step, peak memory", sizes, "MiB", bound, **kwargs)
 
 
 def segmentation(bench: Bench) -> Rows:
     """The DeepLabv3+ step."""
-    network = DeepLabV3Plus(bench.backbone, 21)
-    batch = steps.step_batch(bench, labelled=True)
-    plan = steps.plan_of(bench, recipe.SEGMENTATION, "auto")
 
-    def ours() -> Work:
-        return steps.our_step(bench, network, batch, plan, train_segmentation.step)
-
-    def usual_loss(network: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
+    def loss(network: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(network(views), labels.long(), ignore_index=images.IGNORE)
 
-    def reference() -> Work:
-        return steps.usual_step(bench, network, batch, usual_loss, plan)
-
-    found = steps.compare(bench, ours, reference)
-    flop = steps.step_flop(bench, lambda: DeepLabV3Plus(bench.backbone, 21))
-    yield steps.row(bench, "segmentation step", found, flop, targets=(2.5, 3.0))
+    network = partial(DeepLabV3Plus, bench.backbone, 21)
+    training = Training(network, recipe.SEGMENTATION, train_segmentation.step, loss)
+    yield step_row(bench, "segmentation step", training, (2.5, 3.0))
 
 
 def affinity(bench: Bench) -> Rows:
     """The AffinityNet step: frozen backbone, path maxima, pair losses."""
-    network = AffinityNet(bench.backbone)
-    batch = steps.step_batch(bench, labelled=True)
-    plan = steps.plan_of(bench, recipe.AFFINITY, "auto")
     radius = 4 if bench.quick else recipe.AFFINITY.radius
+    side = bench.crop // 4
 
-    def ours() -> Work:
-        step = functools.partial(train_affinity.step, radius=radius)
-        return steps.our_step(bench, network, batch, plan, step)
+    @cache
+    def pairs() -> references.PairAffinity:
+        return references.PairAffinity(radius, side, side, bench.device)
 
-    def reference() -> Work:
-        pairs = references.PairAffinity(radius, bench.crop // 4, bench.crop // 4)
-        pairs = pairs.to(bench.device)
+    def loss(network: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
+        return pairs().loss(network(views).sigmoid(), labels[:, 2::4, 2::4])
 
-        def loss(network: nn.Module, views: Tensor, labels: Tensor) -> Tensor:
-            return pairs.loss(network(views).sigmoid(), labels[:, 2::4, 2::4])
-
-        return steps.usual_step(bench, network, batch, loss, plan)
-
-    found = steps.compare(bench, ours, reference)
-    flop = steps.step_flop(bench, lambda: AffinityNet(bench.backbone))
-    yield steps.row(bench, "affinity step", found, flop)
+    step = partial(train_affinity.step, radius=radius)
+    training = Training(partial(AffinityNet, bench.backbone), recipe.AFFINITY, step, loss)
+    yield step_row(bench, "affinity step", training)
 
 
 def amp(bench: Bench) -> Rows:
-    """What bf16 alone brings: our step with and without autocast, at half the side."""
-    yield from _ours_twice(bench, "Puzzle-CAM step, bf16 against --amp off", ("auto", "off"))
+    """What bf16 alone brings: our step with and without autocast."""
+    name = "Puzzle-CAM step, bf16 against --amp off"
+    yield step_row(halved(bench), name, puzzle_training(bench), against="off")
 
 
 def compiled(bench: Bench) -> Rows:
     """What --compile brings (minutes to compile on a CPU, so only where it is asked for)."""
     name = "Puzzle-CAM step, --compile against eager"
-    yield from _ours_twice(bench, name, ("auto", "auto"), compiled=True)
+    yield step_row(halved(bench), name, puzzle_training(bench), against="auto", compiled=True)
 
 
-def _ours_twice(bench: Bench, stage: str, amps: tuple[str, str], compiled: bool = False) -> Rows:
-    """Our Puzzle-CAM step with --amp amps[0], perhaps compiled, against the one with amps[1]."""
-    small = copy.copy(bench)
-    if bench.device.type == "cpu":
-        small.crop = max(64, bench.crop // 2)
-    network = Classifier(bench.backbone, 20)
-    batch = steps.step_batch(small, labelled=False)
+def halved(bench: Bench) -> Bench:
+    """With views of half the side on a CPU."""
+    return bench if bench.cuda else dataclasses.replace(bench, crop=max(64, bench.crop // 2))
 
-    def ours(amp: str, compiled: bool) -> Work:
-        plan = steps.plan_of(small, recipe.CLASSIFICATION, amp, compiled)
-        return steps.our_step(small, network, batch, plan, puzzle_step)
 
-    found = steps.compare(
-        small,
-        functools.partial(ours, amps[0], compiled),
-        functools.partial(ours, amps[1], False),
-    )
-    flop = steps.step_flop(small, lambda: Classifier(bench.backbone, 20), passes=2)
-    yield steps.row(small, stage, found, flop)
+def step_row(
+    bench: Bench,
+    name: str,
+    training: Training,
+    targets: Targets = (None, None),
+    against: str | None = None,
+    compiled: bool = False,
+) -> Row:
+    """Our step against the usual one, or against our own, eager, with --amp `against`."""
+    precision.set_determinism(False, bench.device)  # cuDNN's fastest, for both
+    network, batch = training.network(), step_batch(bench, training.masks)
+    plan = plan_of(bench, training.constants, "auto", compiled)
+    ours = our_step(bench, network, batch, plan, training.step)
+    reference = usual_step(bench, network, batch, training.loss, plan)
+    if against is not None:
+        plan = plan_of(bench, training.constants, against)
+        reference = our_step(bench, network, batch, plan, training.step)
+    shape = bench.batch_size, 3, bench.crop, bench.crop
+    flop = training.passes * count_flop(training.network, [shape], backward=True)
+    note = f"{bench.backbone}, {bench.crop} crop, batch {bench.batch_size}, --amp {bench.amp}"
+    kwargs = {"repeats": 10 if bench.cuda else 5, "targets": targets, "note": note}
+    bound = partial(bench.arithmetic, flop)
+    row = bench.compare(name, ours, reference, "s/step", bound, **kwargs)
+    return {**row, "tflops": flop / row["ours"] / 1e12}
+
+
+def step_batch(bench: Bench, masks: bool) -> list[Tensor]:
+    """A batch of training views of the photographs: images, boxes, image labels or label maps."""
+    views = training_views(bench, masks)
+    batch = [torch.stack(t) for t in zip(*(views[i] for i in range(bench.batch_size)), strict=True)]
+    return [t.pin_memory() for t in batch] if bench.cuda else batch
+
+
+def plan_of(bench: Bench, stage: recipe.Training, amp: str, compiled: bool = False) -> Plan:
+    """The stage's plan: nothing logged, nothing saved, weights that hardly move."""
+    often = {"save_every": NEVER, "log_every": NEVER, "compile": compiled}
+    amp = precision.amp_type(amp, bench.device)
+    return Plan(NEVER, bench.batch_size, lr=1e-4, momentum=stage.momentum, amp=amp, **often)
+
+
+def our_step(bench: Bench, network: nn.Module, batch: list[Tensor], plan: Plan, step: Step) -> Work:
+    """What a training script does with a batch."""
+
+    @cache
+    def trainer() -> Trainer:
+        own, out = copy.deepcopy(network), Path(tempfile.mkdtemp(dir=bench.folder))
+        groups = optimizer.parameter_groups(own, WEIGHT_DECAY, pretrained=False)
+        made = Trainer(own, groups, plan, out, bench.device)
+        made.plain.train()
+        made.bar = tqdm(disable=True)  # `trainer.batches` would show one
+        return made
+
+    def run() -> None:
+        on_device = [tensor.to(bench.device, non_blocking=True) for tensor in batch]
+        step(trainer(), trainer().begin(on_device))
+
+    return run
+
+
+def usual_step(
+    bench: Bench, network: nn.Module, batch: list[Tensor], loss: Loss, plan: Plan
+) -> Work:
+    """float32, NCHW, eager: float32 views to the device, loss, backward, stock SGD, `.item()`."""
+    host = [normalize(*batch[:2]).contiguous(), *batch[2:]]  # as the loader delivers them
+    host = [tensor.pin_memory() for tensor in host] if bench.cuda else host
+
+    @cache
+    def parts() -> tuple[nn.Module, torch.optim.SGD]:
+        own = copy.deepcopy(network).to(bench.device).train()
+        groups = optimizer.parameter_groups(own, WEIGHT_DECAY, pretrained=False)
+        for group in groups:
+            group["lr"] = plan.lr * group.pop("scale")
+        return own, torch.optim.SGD(groups, momentum=plan.momentum, nesterov=True)
+
+    def run() -> float:
+        own, sgd = parts()
+        sgd.zero_grad()
+        value = loss(own, *(tensor.to(bench.device, non_blocking=True) for tensor in host))
+        value.backward()
+        sgd.step()
+        return value.item()
+
+    return run
