@@ -125,7 +125,7 @@ def test_the_usual_multi_scale_cam_is_ours(bench):
     with torch.no_grad():
         image = Image.open(path).convert("RGB")
         ours = of_classes(multi_scale(network, image, SCALES), [1, 3]).numpy()
-        usual = references.multi_scale_cam(network, path, [1, 3], SCALES, torch.device("cpu"))
+        usual = references.multi_scale_cam(network, path, [1, 3], torch.device("cpu"))
     np.testing.assert_allclose(usual["cam"], ours, atol=1e-5)
     assert usual["hr_cam"].shape == (2, *bench.size)
 
@@ -145,7 +145,7 @@ def test_one_step_of_both_trainings_moves_the_weights_alike(bench):
     usual, ours = copy.deepcopy(network), copy.deepcopy(network)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.copy, "deepcopy", lambda made: made)  # train the very network
-        training.usual_step(bench, usual, batch, loss, plan)()
+        training.usual_step(bench, usual, batch, plan, loss)()
         training.our_step(bench, ours, batch, plan, training.puzzle_step)()
     for our, theirs in zip(ours.parameters(), usual.parameters(), strict=True):
         torch.testing.assert_close(our, theirs, rtol=1e-5, atol=1e-8)

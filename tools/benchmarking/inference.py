@@ -7,7 +7,6 @@ import functools
 
 import numpy as np
 import torch
-from torch import nn
 
 from core.data import scoring
 from core.data.scores import strided_size
@@ -37,34 +36,33 @@ def cams(bench: Bench) -> Rows:
     pictures = {i: data.image_path(i) for i in group}
     make = functools.partial(Classifier, bench.backbone, 20)
     network = make().eval()
-
-    @functools.cache
-    def ready(memory_format: torch.memory_format) -> nn.Module:
-        return copy.deepcopy(network).to(device, memory_format=memory_format)
+    usual = copy.deepcopy(network)
 
     @torch.inference_mode()
     def ours() -> None:
         side = max(bench.size)
         views = inference.pyramids(pictures, groups, SCALES, side, workers, device, "cams")
+        ready = network.to(device, memory_format=torch.channels_last)
         for names, copies, size in views:
             with precision.autocast(bench.amp, device):
-                sums = sum_scales(ready(torch.channels_last), copies, size)
+                sums = sum_scales(ready, copies, size)
             for name, maps in zip(names, sums, strict=True):
                 of_classes(maps, labels[name]).half().cpu()
 
     @torch.no_grad()
     def reference() -> None:
-        plain = ready(torch.contiguous_format)
+        usual.to(device)
         for i in len(groups) * group:
-            references.multi_scale_cam(plain, pictures[i], labels[i], SCALES, device)
+            references.multi_scale_cam(usual, pictures[i], labels[i], device)
 
     items = len(groups) * len(group)
     shapes = [(2, 3, *(round(side * scale) for side in bench.size)) for scale in SCALES]
     flop = items * count_flop(make, shapes, backward=False)
     note = f"{bench.backbone}, 4 scales x 2, batches of {BATCH_IMAGES} images, from JPEG"
     bound, name = functools.partial(bench.arithmetic, flop), "multi-scale CAM inference"
-    kwargs = {"items": items, "repeats": 3, "targets": (2.0, 4.0), "note": note}
-    yield bench.compare(name, ours, reference, "images/s", bound, **kwargs)
+    yield bench.compare(
+        name, ours, reference, "images/s", bound, note, items, repeats=3, targets=(2.0, 4.0)
+    )
 
 
 def walk(bench: Bench) -> Rows:
@@ -92,18 +90,10 @@ def walk(bench: Bench) -> Rows:
         random_walk(scores, edge, RADIUS, BETA, LOG2_STEPS)
 
     timed = "8 squarings" if bench.cuda else "an eighth of ONE squaring timed, multiplied by 64"
-    yield bench.compare(
-        f"random walk, {height} x {width} grid",
-        ours,
-        reference,
-        "ms/image",
-        bound,
-        repeats=9,
-        multiple=LOG2_STEPS // squarings * parts,
-        targets=(400.0, None),
-        target_ours=10.0 if bench.cuda else None,
-        note=f"float64. Reference: dense float32, {timed}",
-    )
+    note = f"float64. Reference: dense float32, {timed}"
+    figures = "ms/image", bound, note, 1, 9, LOG2_STEPS // squarings * parts
+    goals = {"targets": (400.0, None), "target_ours": 10.0 if bench.cuda else None}
+    yield bench.compare(f"random walk, {height} x {width} grid", ours, reference, *figures, **goals)
 
 
 def evaluation(bench: Bench) -> Rows:
@@ -117,14 +107,14 @@ def evaluation(bench: Bench) -> Rows:
         return [matrix.miou() for matrix in sweep.confusions()]
 
     def reference() -> list[float]:
-        usual = bench.folder / "usual-cams"
-        return references.sweep_by_files(ids, usual, data.mask_path, data.n_labels, THRESHOLDS)
+        return references.sweep_by_files(data, ids, bench.folder / "usual-cams", THRESHOLDS)
 
     name = f"evaluation, {len(THRESHOLDS)} thresholds, per core"
     bound = "one core: upsampling, argmax and one histogram of every pixel"
     difference = float(np.abs(np.subtract(ours(), reference())).max())
-    kwargs = {"repeats": 3, "targets": (20.0, None), "largest_difference_miou": difference}
-    yield bench.one_core.compare(name, ours, reference, "images/s", bound, len(ids), **kwargs)
+    figures = "images/s", bound, None, len(ids), 3
+    row = bench.one_core.compare(name, ours, reference, *figures, targets=(20.0, None))
+    yield {**row, "largest_difference_miou": difference}
 
 
 def cam_bytes(bench: Bench) -> Rows:
@@ -132,11 +122,7 @@ def cam_bytes(bench: Bench) -> Rows:
     n_images = len(data_root(bench).ids(SPLIT))
     folders = bench.folder / "cams", bench.folder / "usual-cams"
     sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders]
-    yield bench.one_core.row(
-        "CAM bytes",
-        np.array([sizes]) / n_images,
-        "bytes/image",
-        "2 bytes for each of 1/16 of the pixels and class",
-        targets=(20.0, None),
-        note=f"{bench.size[1]}x{bench.size[0]}, 2 classes. Reference: both sizes in float32",
-    )
+    each = np.array([sizes]) / n_images
+    bound = "2 bytes for each of 1/16 of the pixels and class"
+    note = f"{bench.size[1]}x{bench.size[0]}, 2 classes. Reference: both sizes in float32"
+    yield bench.one_core.row("CAM bytes", each, "bytes/image", bound, note, (20.0, None))

@@ -19,18 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from core.run import precision
 from core.run.environment import environment
 
-Work = Callable[[], object]
+Work = Callable[[], object]  # an iterator that it returns is gone through
 Row = dict[str, Any]
 Rows = Iterator[Row]
 Targets = tuple[float | None, float | None]  # ratios aimed at on a CPU and on a GPU
 PEAK_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the peak
-consume = functools.partial(collections.deque, maxlen=0)  # go through an iterator, keep nothing
 _environment = functools.cache(environment)
 
 
 @dataclasses.dataclass
 class Bench:
-    """What the stages are measured with.
+    """What the stages are measured with, and how.
 
     Attributes:
         size: (H, W) of the photographs. crop: side of the training views. n_images: photographs.
@@ -70,6 +69,7 @@ class Bench:
         reference: Work,
         unit: str,
         bound_by: str | Callable[[float], str],
+        note: str | None = None,
         items: int = 1,
         repeats: int = 5,
         multiple: int = 1,
@@ -95,7 +95,7 @@ class Bench:
         figures = {"images/s": 1 / each, "ms/image": 1000 * each, "s/step": each}[unit]
         if callable(bound_by):
             bound_by = bound_by(np.median(times, 0)[0])
-        return self.row(stage, figures, unit, bound_by, **more)
+        return self.row(stage, figures, unit, bound_by, note, **more)
 
     def row(
         self,
@@ -103,43 +103,32 @@ class Bench:
         figures: np.ndarray,
         unit: str,
         bound_by: str,
+        note: str | None = None,
         targets: Targets = (None, None),
         **more: Any,
     ) -> Row:
         """A row of the JSON file: (n, 2) figures, ours and the reference's, and more columns."""
         ours, reference = np.median(figures, 0).tolist()
         low, high = figures.min(0).tolist(), figures.max(0).tolist()
-        machine = _environment(self.device)
-        return {
-            "stage": stage,
-            "device": self.device.type,
-            "ours": ours,
-            "reference": reference,
-            "unit": unit,
-            "ratio": ours / reference if unit.endswith("/s") else reference / ours,
-            "target": targets[self.cuda],
-            "bound_by": bound_by,
-            "repeats": len(figures),
-            "range_ours": [low[0], high[0]],
-            "range_reference": [low[1], high[1]],
-            **more,
-            "quick": self.quick,
-            "threads": self.threads,
-            "load_average": round(os.getloadavg()[0], 2),  # of the last minute
-            "machine": f"{machine['device_name']}, {machine['cpus']} CPUs",
-            "versions": machine["versions"],
-            "git": machine["git"],
-        }
+        ratio = ours / reference if unit.endswith("/s") else reference / ours
+        found = _environment(self.device)
+        machine = f"{found['device_name']}, {found['cpus']} CPUs"
+        row = {"stage": stage, "device": self.device.type, "ours": ours, "reference": reference}
+        row |= {"unit": unit, "ratio": ratio, "target": targets[self.cuda], "bound_by": bound_by}
+        row |= {"repeats": len(figures), "range_ours": [low[0], high[0]]}
+        row |= {"range_reference": [low[1], high[1]], **more, "note": note, "quick": self.quick}
+        row |= {"threads": self.threads, "load_average": round(os.getloadavg()[0], 2)}
+        return {**row, "machine": machine, "versions": found["versions"], "git": found["git"]}
 
     def _first_calls(self, work: Work) -> int | None:
         """Set up and warm up; bytes at the peak of the last call, on a GPU."""
         if not self.cuda:
-            work()
+            self.seconds(work)
             return None
         before = torch.cuda.memory_allocated(self.device)
         for _ in range(3):
             torch.cuda.reset_peak_memory_stats(self.device)  # not what cuDNN's trials took
-            work()
+            self.seconds(work)
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def seconds(self, work: Work) -> float:
@@ -147,7 +136,9 @@ class Bench:
         synchronize = torch.cuda.synchronize if self.cuda else torch.cpu.synchronize
         synchronize(self.device)
         began = time.perf_counter()
-        work()
+        result = work()
+        if isinstance(result, Iterator):
+            collections.deque(result, maxlen=0)
         synchronize(self.device)
         return time.perf_counter() - began
 

@@ -9,7 +9,7 @@ threshold, float32 CAMs at full resolution. What they compute is what core/ comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from core.data.transforms import MEAN, STD
+from core.data.datasets import DataRoot
+from core.data.scores import strided_size
+from core.data.transforms import MEAN, SCALES, STD
 from core.method import crf
 from core.method.affinity import affinity, paths
 
@@ -109,21 +111,15 @@ class PairAffinity:
 
 
 def multi_scale_cam(
-    network: nn.Module,
-    path: Path,
-    classes: Sequence[int],
-    scales: Sequence[float],
-    device: torch.device,
+    network: nn.Module, path: Path, classes: Sequence[int], device: torch.device
 ) -> dict[str, np.ndarray]:
     """The authors' make_cam: one image, one scale at a time; maps at stride 4 and at full size."""
     original = Image.open(path).convert("RGB")
     width, height = original.size
-    grids = {
-        "cam": (-(-height // 4), -(-width // 4)),
-        "hr_cam": (-(-height // 16) * 16, -(-width // 16) * 16),
-    }
+    whole = -(-height // 16) * 16, -(-width // 16) * 16
+    grids = {"cam": strided_size((height, width)), "hr_cam": whole}
     sums = dict.fromkeys(grids, 0)
-    for scale in scales:
+    for scale in SCALES:
         size = round(width * scale), round(height * scale)
         pixels = normalise(original.resize(size, Image.Resampling.BICUBIC))
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
@@ -131,12 +127,11 @@ def multi_scale_cam(
         maps = (maps[0] + maps[1].flip(-1))[None]
         for name, grid in grids.items():
             sums[name] += F.interpolate(maps, grid, mode="bilinear", align_corners=False)[0]
-    result = {}
     for name, maps in sums.items():
         maps = maps[torch.tensor(classes) - 1]
         maps = maps / (maps.amax((1, 2), keepdim=True) + 1e-5)
-        result[name] = maps[:, :height, :width].cpu().numpy()
-    return result
+        sums[name] = maps[:, :height, :width].cpu().numpy()
+    return sums
 
 
 def dense_transition(edge: Tensor, radius: int, beta: float) -> Tensor:
@@ -178,22 +173,18 @@ def affinity_label(image_path: Path, folder: Path, out: Path) -> None:
 
 
 def sweep_by_files(
-    ids: Sequence[str],
-    cams: Path,
-    mask_of: Callable[[str], Path],
-    n_labels: int,
-    thresholds: Sequence[float],
+    data: DataRoot, ids: Sequence[str], cams: Path, thresholds: Sequence[float]
 ) -> list[float]:
     """The authors' evaluate.py: for every threshold all files again; mIoU (%) of each."""
     found = []
     for threshold in thresholds:
-        predicted, true, hits = (np.zeros(n_labels) for _ in range(3))
+        predicted, true, hits = (np.zeros(data.n_labels) for _ in range(3))
         for image_id in ids:
             keys, best = best_classes(cams, image_id, threshold)
-            pred, gt = keys[best], np.array(Image.open(mask_of(image_id)))
+            pred, gt = keys[best], np.array(Image.open(data.mask_path(image_id)))
             valid = gt < 255
             correct = (pred == gt) & valid
-            for label in range(n_labels):
+            for label in range(data.n_labels):
                 predicted[label] += np.sum((pred == label) & valid)
                 true[label] += np.sum((gt == label) & valid)
                 hits[label] += np.sum((gt == label) & correct)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from itertools import starmap
@@ -18,16 +19,14 @@ from core.run.parallel import CPU, Pool, cpu_count
 from make_affinity_labels import Labelling
 from tools.benchmarking import references
 from tools.benchmarking.data import SPLIT, data_root
-from tools.benchmarking.measure import Bench, Rows, consume
+from tools.benchmarking.measure import Bench, Rows
 
 
 def _labelling(bench: Bench, device: torch.device) -> Labelling:
     """What make_affinity_labels.py does with an image."""
     out = bench.folder / "affinity"
     out.mkdir(exist_ok=True)
-    chosen = recipe.AFFINITY_LABELS
-    thresholds = chosen.foreground_threshold, chosen.background_threshold
-    return Labelling(out, *thresholds, chosen.crf_iterations, "torch", device)
+    return Labelling(out, *dataclasses.astuple(recipe.AFFINITY_LABELS), "torch", device)
 
 
 def _tasks(bench: Bench, ids: list[str]) -> Iterator[tuple]:
@@ -38,68 +37,50 @@ def _tasks(bench: Bench, ids: list[str]) -> Iterator[tuple]:
 
 def affinity_labels(bench: Bench) -> Rows:
     """Two 10-iteration CRFs with 3 labels an image, file to file, on one core (and on a GPU)."""
-    data = data_root(bench)
-    ids = data.ids(SPLIT)[:4]
-    labelling = _labelling(bench, CPU)
-    usual = bench.folder / "affinity-usual"
+    data, cams = data_root(bench), bench.folder / "usual-cams"
+    ids, usual = data.ids(SPLIT)[:4], bench.folder / "affinity-usual"
     usual.mkdir(exist_ok=True)
+    labelling, on_device = _labelling(bench, CPU), _labelling(bench, bench.device)
+
+    def ours() -> Iterator[None]:
+        return starmap(labelling, _tasks(bench, ids))
 
     def reference() -> None:
         for i in ids:
-            cams = bench.folder / "usual-cams"
             references.affinity_label(data.image_path(i), cams, usual / f"{i}.png")
 
-    def agreement() -> float:
+    def agreement() -> dict[str, float]:
         """Share of the pixels whose labels are the same."""
         folders = labelling.out, usual
         ours, theirs = ([np.array(Image.open(f / f"{i}.png")) for i in ids] for f in folders)
-        return float(np.mean(np.equal(ours, theirs)))
+        return {"agreement": float(np.mean(np.equal(ours, theirs)))}
 
-    row = bench.one_core.compare(
-        "affinity labels, per core",
-        lambda: consume(starmap(labelling, _tasks(bench, ids))),
-        reference,
-        "ms/image",
-        "one core: gathers from the lattice's vertices; the two passes share one lattice",
-        len(ids),
-        targets=(1.4, None),
-        note="in torch, the default. Reference: a new DenseCRF2D per pass",
-    )
-    yield {**row, "agreement": agreement()}
-    if not bench.cuda:
-        return
-    on_gpu, tasks = _labelling(bench, bench.device), list(_tasks(bench, ids))
-    with Pool(0, bench.device) as pool:
-        row = bench.compare(
-            f"affinity labels, {pool.jobs} images in flight",
-            lambda: consume(pool.map(on_gpu, tasks)),
-            reference,
-            "ms/image",
-            "the GPU: sorting the lattice's keys, then memory",
-            len(ids),
-            note="Reference: pydensecrf, one core",
-        )
-    yield {**row, "agreement": agreement()}
+    bound = "one core: gathers from the lattice's vertices; the two passes share one lattice"
+    note = "in torch, the default. Reference: a new DenseCRF2D per pass"
+    name, figures = "affinity labels, per core", ("ms/image", bound, note, len(ids))
+    row = bench.one_core.compare(name, ours, reference, *figures, targets=(1.4, None))
+    yield row | agreement()
+    if bench.cuda:
+        bound = "the GPU: sorting the lattice's keys, then memory"
+        figures = "ms/image", bound, "Reference: pydensecrf, one core", len(ids)
+        with Pool(0, bench.device) as pool:
+            name = f"affinity labels, {pool.jobs} images in flight"
+            ours = partial(pool.map, on_device, list(_tasks(bench, ids)))
+            row = bench.compare(name, ours, reference, *figures)
+        yield row | agreement()
 
 
 def parallel(bench: Bench) -> Rows:
     """The affinity labels with one process per core against one process."""
     jobs = min(cpu_count(), bench.threads)
-    labelling = _labelling(bench, CPU)
     ids = data_root(bench).ids(SPLIT)[: 2 if bench.quick else 8]
-    tasks = jobs * list(_tasks(bench, ids))
+    labelling, tasks = _labelling(bench, CPU), jobs * list(_tasks(bench, ids))
+    name = f"affinity labels, {jobs} processes against one"
+    note = "core.run.parallel.Pool; the same code on one core is the reference"
+    figures = "images/s", "the cores, and the memory they share", note, len(tasks), 3
     with Pool(jobs) as pool:
-        yield bench.one_core.compare(
-            f"affinity labels, {jobs} processes against one",
-            lambda: consume(pool.map(labelling, tasks)),
-            lambda: consume(starmap(labelling, tasks)),
-            "images/s",
-            "the cores, and the memory they share",
-            len(tasks),
-            repeats=3,
-            targets=(0.9 * jobs, None),
-            note="core.run.parallel.Pool; the same code on one core is the reference",
-        )
+        works = partial(pool.map, labelling, tasks), partial(starmap, labelling, tasks)
+        yield bench.one_core.compare(name, *works, *figures, targets=(0.9 * jobs, None))
 
 
 def torch_backend(bench: Bench) -> Rows:
@@ -121,33 +102,21 @@ def torch_backend(bench: Bench) -> Rows:
         crf.refine_probabilities(photo, probs, 10, backend, device)
 
     note = f"torch on {device.type}, pydensecrf on one core with its lattice shared"
-    lattices = (
-        "sorting the keys of 6 vertices a pixel; the spatial lattice is kept for its image size"
-    )
     passes = "gathers from the lattice's vertices, and its sorting"
+    lattice = "sorting the keys of 6 vertices a pixel; the spatial one is kept for its image size"
     memory = "memory: 21 values of every vertex and pixel"
     for name, work, bound, repeats, targets in (
-        ("lattices of an image", partial(refine, iterations=0), lattices, 7, (None, None)),
+        ("lattices of an image", partial(refine, iterations=0), lattice, 7, (None, None)),
         ("2 x 10 iterations, 3 labels", refine, passes, 7, (1.0, 10.0)),
         ("10 iterations, 21 labels", refine_21, memory, 3, (None, 10.0)),
     ):
-        name, ours, usual = (
-            f"CRF in torch, {name}",
-            partial(work, "torch"),
-            partial(work, "pydensecrf"),
-        )
-        kwargs = {"repeats": repeats, "targets": targets, "note": note}
-        yield bench.compare(name, ours, usual, "ms/image", bound, **kwargs)
-    if not bench.cuda:
-        return
-    tasks = [("torch",)] * 16
-    with Pool(0, device) as pool:
-        yield bench.compare(
-            f"CRF in torch, {pool.jobs} images in flight against one",
-            lambda: consume(pool.map(refine, tasks)),
-            lambda: consume(starmap(refine, tasks)),
-            "images/s",
-            "kernel launches of one image leave the GPU idle",
-            len(tasks),
-            note="2 x 10 iterations, 3 labels, lattice included",
-        )
+        works = partial(work, "torch"), partial(work, "pydensecrf")
+        figures = "ms/image", bound, note, 1, repeats
+        yield bench.compare(f"CRF in torch, {name}", *works, *figures, targets=targets)
+    if bench.cuda:
+        tasks, note = [("torch",)] * 16, "2 x 10 iterations, 3 labels, lattice included"
+        bound = "kernel launches of one image leave the GPU idle"
+        with Pool(0, device) as pool:
+            name = f"CRF in torch, {pool.jobs} images in flight against one"
+            works = partial(pool.map, refine, tasks), partial(starmap, refine, tasks)
+            yield bench.compare(name, *works, "images/s", bound, note, len(tasks))

@@ -28,7 +28,7 @@ from core.run.plan import Plan
 from core.run.training import Trainer
 from tools.benchmarking import references
 from tools.benchmarking.data import SPLIT, data_root
-from tools.benchmarking.measure import Bench, Row, Rows, Targets, Work, consume, count_flop
+from tools.benchmarking.measure import Bench, Row, Rows, Targets, Work, count_flop
 
 NEVER = 10**9  # steps between log rows and between checkpoints
 WEIGHT_DECAY = recipe.CLASSIFICATION.weight_decay
@@ -70,9 +70,6 @@ def loader(bench: Bench) -> Rows:
     draws = range(2 * len(views))
     paths = [views.data.image_path(i) for i in views.ids] * 2
 
-    def ours() -> None:
-        consume(map(views.__getitem__, draws))
-
     def ours_normalised() -> None:
         for first in draws[::4]:
             batch = [views[draw] for draw in draws[first : first + 4]]
@@ -85,17 +82,16 @@ def loader(bench: Bench) -> Rows:
 
     def bound(time_taken: float) -> str:
         decode = partial(map, images.read_image, paths)
-        share = min(bench.seconds(lambda: consume(decode())) for _ in range(3)) / time_taken
+        share = min(bench.seconds(decode) for _ in range(3)) / time_taken
         return f"one core: JPEG decoding {100 * share:.0f}% of the time, then resize, flip, crop"
 
-    kwargs = {"items": len(draws), "repeats": 7, "targets": (3.5, None)}
-    kwargs["note"] = "uint8 views; the device normalises them. Reference: normalised float32"
-    yield bench.compare("loader, per core", ours, reference, "images/s", bound, **kwargs)
-    name = "loader and normalisation, per core"
-    bound = "as above, and writing 3 MiB of float32 an image"
-    kwargs = {"items": len(draws), "repeats": 7}
-    kwargs["note"] = "the device's part done by the same core, as where the CPU is the device"
-    yield bench.compare(name, ours_normalised, reference, "images/s", bound, **kwargs)
+    works = partial(map, views.__getitem__, draws), reference
+    note = "uint8 views; the device normalises them. Reference: normalised float32"
+    figures = "images/s", bound, note, len(draws), 7
+    yield bench.compare("loader, per core", *works, *figures, targets=(3.5, None))
+    name, bound = "loader and normalisation, per core", "as above, and writing 3 MiB an image"
+    note = "the device's part done by the same core, as where the CPU is the device"
+    yield bench.compare(name, ours_normalised, reference, "images/s", bound, note, len(draws), 7)
 
 
 def puzzle_training(bench: Bench) -> Training:
@@ -110,14 +106,13 @@ def puzzle(bench: Bench) -> Rows:
     row = step_row(bench, "Puzzle-CAM step", puzzle_training(bench), (2.5, 3.0))
     yield row
     if bench.cuda:
-        # PyTorch lets float32 convolutions run in TF32 on a GPU.
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False  # as PyTorch lets float32 convolutions run
         yield step_row(bench, "Puzzle-CAM step, TF32 off", puzzle_training(bench))
         torch.backends.cudnn.allow_tf32 = True
         sizes = np.array([[row["peak_memory_ours"], row["peak_memory_reference"]]]) / 2**20
         bound = "activations kept for the backward pass, half as many bytes in bf16"
-        kwargs = {"targets": (None, 1 / 0.6), "note": "weights, gradients and activations"}
-        yield bench.row("Puzzle-CAM step, peak memory", sizes, "MiB", bound, **kwargs)
+        figures = sizes, "MiB", bound, "weights, gradients and activations"
+        yield bench.row("Puzzle-CAM step, peak memory", *figures, (None, 1 / 0.6))
 
 
 def segmentation(bench: Bench) -> Rows:
@@ -175,19 +170,18 @@ def step_row(
 ) -> Row:
     """Our step against the usual one, or against our own, eager, with --amp `against`."""
     precision.set_determinism(False, bench.device)  # cuDNN's fastest, for both
-    network, batch = training.network(), step_batch(bench, training.masks)
+    step = bench, training.network(), step_batch(bench, training.masks)
     plan = plan_of(bench, training.constants, "auto", compiled)
-    ours = our_step(bench, network, batch, plan, training.step)
-    reference = usual_step(bench, network, batch, training.loss, plan)
+    ours = our_step(*step, plan, training.step)
+    reference = usual_step(*step, plan, training.loss)
     if against is not None:
         plan = plan_of(bench, training.constants, against)
-        reference = our_step(bench, network, batch, plan, training.step)
+        reference = our_step(*step, plan, training.step)
     shape = bench.batch_size, 3, bench.crop, bench.crop
     flop = training.passes * count_flop(training.network, [shape], backward=True)
     note = f"{bench.backbone}, {bench.crop} crop, batch {bench.batch_size}, --amp {bench.amp}"
-    kwargs = {"repeats": 10 if bench.cuda else 5, "targets": targets, "note": note}
-    bound = partial(bench.arithmetic, flop)
-    row = bench.compare(name, ours, reference, "s/step", bound, **kwargs)
+    figures = "s/step", partial(bench.arithmetic, flop), note, 1, 10 if bench.cuda else 5
+    row = bench.compare(name, ours, reference, *figures, targets=targets)
     return {**row, "tflops": flop / row["ours"] / 1e12}
 
 
@@ -225,24 +219,22 @@ def our_step(bench: Bench, network: nn.Module, batch: list[Tensor], plan: Plan, 
 
 
 def usual_step(
-    bench: Bench, network: nn.Module, batch: list[Tensor], loss: Loss, plan: Plan
+    bench: Bench, network: nn.Module, batch: list[Tensor], plan: Plan, loss: Loss
 ) -> Work:
     """float32, NCHW, eager: float32 views to the device, loss, backward, stock SGD, `.item()`."""
     host = [normalize(*batch[:2]).contiguous(), *batch[2:]]  # as the loader delivers them
     host = [tensor.pin_memory() for tensor in host] if bench.cuda else host
 
-    @cache
-    def parts() -> tuple[nn.Module, torch.optim.SGD]:
-        own = copy.deepcopy(network).to(bench.device).train()
-        groups = optimizer.parameter_groups(own, WEIGHT_DECAY, pretrained=False)
-        for group in groups:
-            group["lr"] = plan.lr * group.pop("scale")
-        return own, torch.optim.SGD(groups, momentum=plan.momentum, nesterov=True)
+    own = copy.deepcopy(network).train()
+    groups = optimizer.parameter_groups(own, WEIGHT_DECAY, pretrained=False)
+    for group in groups:
+        group["lr"] = plan.lr * group.pop("scale")
+    sgd = torch.optim.SGD(groups, momentum=plan.momentum, nesterov=True)
+    on_device = cache(partial(own.to, bench.device))
 
     def run() -> float:
-        own, sgd = parts()
         sgd.zero_grad()
-        value = loss(own, *(tensor.to(bench.device, non_blocking=True) for tensor in host))
+        value = loss(on_device(), *(tensor.to(bench.device, non_blocking=True) for tensor in host))
         value.backward()
         sgd.step()
         return value.item()
