@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from core import recipe
 from core.data.transforms import SCALES, RandomView, normalize
 from core.method import crf, losses
 from core.method.cam import multi_scale, of_classes
@@ -136,17 +136,10 @@ def test_one_step_of_both_trainings_moves_the_weights_alike(bench):
     # 48 pixels wide: no map of a tile equals the whole image's, where |A - A_re| has a kink.
     network.backbone = nn.Conv2d(3, 4, 48, 16, padding=16)
     network.classifier = nn.Conv2d(4, 20, 1, bias=False)
-    batch = training.step_batch(bench, masks=False)
-    plan = training.plan_of(bench, recipe.CLASSIFICATION, "off")
-
-    def loss(network, views, labels):
-        return references.puzzle_loss(network, views, labels, 2.0)
-
     usual, ours = copy.deepcopy(network), copy.deepcopy(network)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.copy, "deepcopy", lambda made: made)  # train the very network
-        training.usual_step(bench, usual, batch, plan, loss)()
-        training.our_step(bench, ours, batch, plan, training.puzzle_step)()
+    both = training.puzzle_training(bench)
+    dataclasses.replace(both, network=lambda: usual).usual()()
+    dataclasses.replace(both, network=lambda: ours).ours("off")()
     for our, theirs in zip(ours.parameters(), usual.parameters(), strict=True):
         torch.testing.assert_close(our, theirs, rtol=1e-5, atol=1e-8)
     assert not torch.equal(usual.classifier.weight, network.classifier.weight)

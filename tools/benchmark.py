@@ -47,7 +47,6 @@ STAGES = {
     "evaluation": inference.evaluation,
     "bytes": inference.cam_bytes,
 }
-ON_REQUEST = {"cpu": {"compile"}, "cuda": set()}  # what takes too long to come along unasked
 AGAINST_PYDENSECRF = ("affinity-labels", "crf")
 QUICK = {"size": (72, 96), "crop": 64, "backbone": "resnet18", "n_images": 4}
 HEAD = ("stage", "", "ours", "reference", "unit", "ratio", "target")
@@ -55,52 +54,52 @@ HEAD = ("stage", "", "ours", "reference", "unit", "ratio", "target")
 
 def get_args_parser() -> argparse.ArgumentParser:
     p = options.Parser(__doc__)
+    add = p.add_argument
     stages = f"of {', '.join(STAGES)}; without it all, but compile on GPUs only"
-    p.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE", help=stages)
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--stages", nargs="+", choices=STAGES, metavar="STAGE", help=stages)
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     threads = "CPU threads and processes, except in rows `per core`"
-    p.add_argument("--threads", type=options.positive, default=cpu_count(), help=threads)
+    add("--threads", type=options.positive, default=cpu_count(), help=threads)
     batch = "of the training steps; 0: 32 on GPUs, 4 on CPUs"
-    p.add_argument("--batch-size", type=int, default=0, help=batch)
-    p.add_argument("--repeats", type=int, default=0, help="timed calls; 0: 3 to 10 by stage")
-    quick = "tiny and once: shows that it works, not how fast"
-    p.add_argument("--quick", action="store_true", help=quick)
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    p.add_argument("--chart", type=Path, metavar="FILE", help="draw the ratios there (PNG)")
+    add("--batch-size", type=int, default=0, help=batch)
+    add("--repeats", type=int, default=0, help="timed calls; 0: 3 to 10 by stage")
+    add("--quick", action="store_true", help="tiny and once: shows that it works, not how fast")
+    add("--json", type=Path, metavar="FILE", help="write the rows there")
+    add("--chart", type=Path, metavar="FILE", help="draw the ratios there (PNG)")
     return p
 
 
 def print_row(row: dict[str, Any]) -> None:
     """A line of figures, then what they are and what bounds them."""
-    target = "" if row["target"] is None else f"{row['target']:.3g}"
-    mark = "" if row["target"] is None else "met" if row["ratio"] >= row["target"] else "MISSED"
-    print(
-        f"{row['stage']:<46}{row['device']:>5}{row['ours']:>11.4g}{row['reference']:>12.4g}"
-        f" {row['unit']:<12}{row['ratio']:>8.3g}{target:>8} {mark}"
-    )
-    about = f"{row['note']}. " if row.get("note") else ""
+    target = mark = ""
+    if row["target"] is not None:
+        target = f"{row['target']:.3g}"
+        mark = "met" if row["ratio"] >= row["target"] else "MISSED"
+    line = "{stage:<46}{device:>5}{ours:>11.4g}{reference:>12.4g} {unit:<12}{ratio:>8.3g}"
+    print(f"{line.format_map(row)}{target:>8} {mark}")
+    about = f"{row['note']}. " if row["note"] else ""
     about += f"Bound by {row['bound_by']}."
     if row.get("target_ours") is not None:
         about += f" Target: at most {row['target_ours']:g} {row['unit']}."
-    sizes = [(row.get(f"peak_memory_{who}") or 0) / 2**20 for who in ("ours", "reference")]
+    sizes = [(row.get(f"peak_memory_{who}") or 0) >> 20 for who in ("ours", "reference")]
     if max(sizes) >= 32:  # what is smaller says nothing about a stage
-        about += f" Peak memory {sizes[0]:.0f} against {sizes[1]:.0f} MiB."
+        about += " Peak memory {} against {} MiB.".format(*sizes)
     print(textwrap.fill(about, 110, initial_indent="    ", subsequent_indent="    "), flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
-    chosen = args.stages or [name for name in STAGES if name not in ON_REQUEST[device.type]]
-    batch = args.batch_size or (2 if args.quick else 32 if device.type == "cuda" else 4)
-    sizes = QUICK if args.quick else {}
+    cuda = device.type == "cuda"
+    chosen = args.stages or [name for name in STAGES if cuda or name != "compile"]  # too long
+    batch = args.batch_size or (2 if args.quick else 32 if cuda else 4)
     for path in filter(None, (args.json, args.chart)):
         path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     print("{:<46}{:>5}{:>11}{:>12} {:<12}{:>8}{:>8}".format(*HEAD))
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        bench = Bench(device, args.threads, folder, batch, args.repeats, args.quick, **sizes)
+        how = args.threads, Path(folder), batch, args.repeats, args.quick
+        bench = Bench(device, *how, **(QUICK if args.quick else {}))
         for name in chosen:
             if name in AGAINST_PYDENSECRF and crf.resolve_backend() != "pydensecrf":
                 print(f"{name}: left out, pydensecrf does not import", file=sys.stderr)
