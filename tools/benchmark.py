@@ -62,7 +62,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--threads", type=options.positive, default=cpu_count(), help=threads)
     batch = "of the training steps; 0: 32 on GPUs, 4 on CPUs"
     add("--batch-size", type=int, default=0, help=batch)
-    add("--repeats", type=int, default=0, help="timed calls; 0: 3 to 10 by stage")
+    add("--repeats", type=int, default=0, help="timed calls; 0: 3 to 10, as time allows")
     add("--quick", action="store_true", help="tiny and once: shows that it works, not how fast")
     add("--json", type=Path, metavar="FILE", help="write the rows there")
     add("--chart", type=Path, metavar="FILE", help="draw the ratios there (PNG)")

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from core.run.environment import environment
 Work = Callable[[], object]  # an iterator that it returns is gone through
 Row = dict[str, Any]
 Rows = Iterator[Row]
-Targets = tuple[float | None, float | None]  # ratios aimed at on a CPU and on a GPU
+PATIENCE = 60  # seconds
 PEAK_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the peak
 _environment = functools.cache(environment)
 
@@ -33,7 +33,7 @@ class Bench:
 
     Attributes:
         size: (H, W) of the photographs. crop: side of the training views. n_images: photographs.
-        repeats: timed calls of each contender; 0: what the stage thinks enough.
+        repeats: timed calls of each contender; 0: 3 to 10, within PATIENCE where 3 are.
     """
 
     device: torch.device
@@ -69,9 +69,8 @@ class Bench:
         reference: Work,
         unit: str,
         bound_by: str | Callable[[float], str],
-        note: str | None = None,
+        note: str = "",
         items: int = 1,
-        repeats: int = 5,
         multiple: int = 1,
         **more: Any,
     ) -> Row:
@@ -84,13 +83,16 @@ class Bench:
             unit: "images/s", "ms/image" or "s/step"; a call works on `items` of them.
             bound_by: what limits ours; a function tells it from the seconds that a call takes.
             multiple: how many calls the reference would need for all of its work.
-            more: see `row`.
+            more: columns; `target` is the ratio aimed at, `target_ours` the figure.
         """
         torch.set_num_threads(self.threads)
         more["peak_memory_ours"] = self._first_calls(ours)
         more["peak_memory_reference"] = self._first_calls(reference)
-        repeats = self.repeats or (1 if self.quick else repeats)
-        times = [[self.seconds(work) for work in (ours, reference)] for _ in range(repeats)]
+        fixed = self.repeats or int(self.quick)
+        times, began = [], time.monotonic()
+        for number in range(fixed or 10):
+            if fixed or number < 3 or time.monotonic() - began < PATIENCE:
+                times.append([self.seconds(ours), self.seconds(reference)])
         each = np.array(times) * (1, multiple) / items
         figures = {"images/s": 1 / each, "ms/image": 1000 * each, "s/step": each}[unit]
         if callable(bound_by):
@@ -98,14 +100,7 @@ class Bench:
         return self.row(stage, figures, unit, bound_by, note, **more)
 
     def row(
-        self,
-        stage: str,
-        figures: np.ndarray,
-        unit: str,
-        bound_by: str,
-        note: str | None = None,
-        targets: Targets = (None, None),
-        **more: Any,
+        self, stage: str, figures: np.ndarray, unit: str, bound_by: str, note: str, **more: Any
     ) -> Row:
         """A row of the JSON file: (n, 2) figures, ours and the reference's, and more columns."""
         ours, reference = np.median(figures, 0).tolist()
@@ -114,7 +109,7 @@ class Bench:
         found = _environment(self.device)
         machine = f"{found['device_name']}, {found['cpus']} CPUs"
         row = {"stage": stage, "device": self.device.type, "ours": ours, "reference": reference}
-        row |= {"unit": unit, "ratio": ratio, "target": targets[self.cuda], "bound_by": bound_by}
+        row |= {"unit": unit, "ratio": ratio, "target": None, "bound_by": bound_by}
         row |= {"repeats": len(figures), "range_ours": [low[0], high[0]]}
         row |= {"range_reference": [low[1], high[1]], **more, "note": note, "quick": self.quick}
         row |= {"threads": self.threads, "load_average": round(os.getloadavg()[0], 2)}
@@ -156,14 +151,12 @@ class Bench:
         )
 
 
-def count_flop(
-    make: Callable[[], nn.Module], shapes: Sequence[tuple[int, ...]], backward: bool
-) -> float:
-    """FLOP of the matrix products on inputs of `shapes`: counted without computing."""
+def count_flop(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> float:
+    """FLOP of a network's matrix products, in training backwards too: counted, not computed."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = make().train(backward)
+        network = make()
         for shape in shapes:
             maps = network(torch.empty(shape))
-            if backward:
+            if network.training:
                 maps.sum().backward()
     return counter.get_total_flops()

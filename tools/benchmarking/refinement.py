@@ -58,7 +58,7 @@ def affinity_labels(bench: Bench) -> Rows:
     bound = "one core: gathers from the lattice's vertices; the two passes share one lattice"
     note = "in torch, the default. Reference: a new DenseCRF2D per pass"
     name, figures = "affinity labels, per core", ("ms/image", bound, note, len(ids))
-    row = bench.one_core.compare(name, ours, reference, *figures, targets=(1.4, None))
+    row = bench.one_core.compare(name, ours, reference, *figures, target=1.4)
     yield row | agreement()
     if bench.cuda:
         bound = "the GPU: sorting the lattice's keys, then memory"
@@ -77,10 +77,10 @@ def parallel(bench: Bench) -> Rows:
     labelling, tasks = _labelling(bench, CPU), jobs * list(_tasks(bench, ids))
     name = f"affinity labels, {jobs} processes against one"
     note = "core.run.parallel.Pool; the same code on one core is the reference"
-    figures = "images/s", "the cores, and the memory they share", note, len(tasks), 3
+    figures = "images/s", "the cores, and the memory they share", note, len(tasks)
     with Pool(jobs) as pool:
         works = partial(pool.map, labelling, tasks), partial(starmap, labelling, tasks)
-        yield bench.one_core.compare(name, *works, *figures, targets=(0.9 * jobs, None))
+        yield bench.one_core.compare(name, *works, *figures, target=0.9 * jobs)
 
 
 def torch_backend(bench: Bench) -> Rows:
@@ -105,14 +105,14 @@ def torch_backend(bench: Bench) -> Rows:
     passes = "gathers from the lattice's vertices, and its sorting"
     lattice = "sorting the keys of 6 vertices a pixel; the spatial one is kept for its image size"
     memory = "memory: 21 values of every vertex and pixel"
-    for name, work, bound, repeats, targets in (
-        ("lattices of an image", partial(refine, iterations=0), lattice, 7, (None, None)),
-        ("2 x 10 iterations, 3 labels", refine, passes, 7, (1.0, 10.0)),
-        ("10 iterations, 21 labels", refine_21, memory, 3, (None, 10.0)),
+    for name, work, bound, targets in (
+        ("lattices of an image", partial(refine, iterations=0), lattice, (None, None)),
+        ("2 x 10 iterations, 3 labels", refine, passes, (1.0, 10.0)),
+        ("10 iterations, 21 labels", refine_21, memory, (None, 10.0)),
     ):
-        works = partial(work, "torch"), partial(work, "pydensecrf")
-        figures = "ms/image", bound, note, 1, repeats
-        yield bench.compare(f"CRF in torch, {name}", *works, *figures, targets=targets)
+        works, target = (partial(work, b) for b in ("torch", "pydensecrf")), targets[bench.cuda]
+        name = f"CRF in torch, {name}"
+        yield bench.compare(name, *works, "ms/image", bound, note, target=target)
     if bench.cuda:
         tasks, note = [("torch",)] * 16, "2 x 10 iterations, 3 labels, lattice included"
         bound = "kernel launches of one image leave the GPU idle"

@@ -27,7 +27,7 @@ from core.run.plan import Plan
 from core.run.training import Trainer
 from tools.benchmarking import references
 from tools.benchmarking.data import SPLIT, data_root
-from tools.benchmarking.measure import Bench, Row, Rows, Targets, Work, count_flop
+from tools.benchmarking.measure import Bench, Row, Rows, Work, count_flop
 
 NEVER = 10**9  # steps between log rows and between checkpoints
 RATE = 1e-4  # the weights hardly move
@@ -108,15 +108,15 @@ class Training:
 
         return run
 
-    def row(self, name: str, ours: Work, reference: Work, targets: Targets = (None, None)) -> Row:
+    def row(self, name: str, ours: Work, reference: Work, target: float | None = None) -> Row:
         """The row of two steps."""
         bench = self.bench
         precision.set_determinism(False, bench.device)  # cuDNN's fastest, for both
         shape = bench.batch_size, 3, bench.crop, bench.crop
-        flop = self.passes * count_flop(self.network, [shape], backward=True)
+        flop = self.passes * count_flop(self.network, shape)
         note = f"{bench.backbone}, {bench.crop} crop, batch {bench.batch_size}, --amp {bench.amp}"
-        figures = "s/step", partial(bench.arithmetic, flop), note, 1, 10 if bench.cuda else 5
-        row = bench.compare(name, ours, reference, *figures, targets=targets)
+        figures = "s/step", partial(bench.arithmetic, flop), note
+        row = bench.compare(name, ours, reference, *figures, target=target)
         return {**row, "tflops": flop / row["ours"] / 1e12}
 
 
@@ -143,11 +143,11 @@ def loader(bench: Bench) -> Rows:
 
     works = partial(map, views.__getitem__, draws), reference
     note = "uint8 views; the device normalises them. Reference: normalised float32"
-    figures = "images/s", bound, note, len(draws), 7
-    yield bench.compare("loader, per core", *works, *figures, targets=(3.5, None))
+    figures = "images/s", bound, note, len(draws)
+    yield bench.compare("loader, per core", *works, *figures, target=3.5)
     name, bound = "loader and normalisation, per core", "as above, and writing 3 MiB an image"
     note = "the device's part done by the same core, as where the CPU is the device"
-    yield bench.compare(name, ours_normalised, reference, "images/s", bound, note, len(draws), 7)
+    yield bench.compare(name, ours_normalised, reference, "images/s", bound, note, len(draws))
 
 
 def puzzle_training(bench: Bench) -> Training:
@@ -161,7 +161,8 @@ def puzzle_training(bench: Bench) -> Training:
 def puzzle(bench: Bench) -> Rows:
     """The Puzzle-CAM step: time, and on a GPU peak memory."""
     training = puzzle_training(bench)
-    row = training.row("Puzzle-CAM step", training.ours(), training.usual(), (2.5, 3.0))
+    target = 3.0 if bench.cuda else 2.5
+    row = training.row("Puzzle-CAM step", training.ours(), training.usual(), target)
     yield row
     if bench.cuda:
         torch.backends.cudnn.allow_tf32 = False  # else float32 convolutions run in TF32
@@ -170,7 +171,7 @@ def puzzle(bench: Bench) -> Rows:
         sizes = np.array([[row["peak_memory_ours"], row["peak_memory_reference"]]]) / 2**20
         bound = "activations kept for the backward pass, half as many bytes in bf16"
         figures = sizes, "MiB", bound, "weights, gradients and activations"
-        yield bench.row("Puzzle-CAM step, peak memory", *figures, (None, 1 / 0.6))
+        yield bench.row("Puzzle-CAM step, peak memory", *figures, target=1 / 0.6)
 
 
 def segmentation(bench: Bench) -> Rows:
@@ -181,7 +182,8 @@ def segmentation(bench: Bench) -> Rows:
 
     network = partial(DeepLabV3Plus, bench.backbone, 21)
     training = Training(bench, network, recipe.SEGMENTATION, train_segmentation.step, loss)
-    yield training.row("segmentation step", training.ours(), training.usual(), (2.5, 3.0))
+    target = 3.0 if bench.cuda else 2.5
+    yield training.row("segmentation step", training.ours(), training.usual(), target)
 
 
 def affinity(bench: Bench) -> Rows:
