@@ -20,7 +20,6 @@ from core.method.puzzle import merge, tile
 from core.method.random_walk import random_walk
 from tools import benchmark
 from tools.benchmarking import references, training
-from tools.benchmarking.chart import draw_chart
 from tools.benchmarking.data import data_root
 from tools.benchmarking.measure import Bench
 
@@ -76,7 +75,7 @@ def test_a_stage_that_is_not_there_is_refused(capsys):
 
 def test_chart_takes_ratios_below_one_and_equal_rows(tmp_path):
     row = {"stage": "a", "device": "cpu", "ratio": 0.05, "target": None, "machine": "m"}
-    draw_chart(
+    benchmark.draw_chart(
         [row, {**row, "ratio": 1.0, "target": 2.0}, {**row, "ratio": 3e4}], tmp_path / "c.png"
     )
     assert (tmp_path / "c.png").stat().st_size > 0
@@ -115,7 +114,10 @@ def test_the_usual_affinity_loss_is_ours():
 def test_the_dense_walk_is_ours():
     torch.manual_seed(0)
     cam, edge = torch.rand(2, 9, 11, dtype=torch.float64), torch.rand(9, 11, dtype=torch.float64)
-    usual = references.dense_walk(cam, edge, 5, 10.0, 6)
+    matrix = references.dense_transition(edge, 5, 10.0)
+    for _ in range(6):
+        matrix = matrix @ matrix
+    usual = ((cam * (1 - edge)).flatten(1) @ matrix).view(cam.shape)
     torch.testing.assert_close(usual, random_walk(cam, edge, 5, 10.0, 6), rtol=1e-10, atol=1e-12)
 
 

@@ -17,10 +17,11 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
 from core import files
 from core.errors import InputError
@@ -28,9 +29,8 @@ from core.method import crf
 from core.run import distributed, options
 from core.run.main import run_main
 from core.run.parallel import cpu_count
-from tools.benchmarking import inference, refinement, training
-from tools.benchmarking.chart import draw_chart
-from tools.benchmarking.measure import Bench
+from tools.benchmarking import inference, training
+from tools.benchmarking.measure import Bench, Row
 
 STAGES = {
     "loader": training.loader,
@@ -41,15 +41,15 @@ STAGES = {
     "compile": training.compiled,
     "cams": inference.cams,
     "walk": inference.walk,
-    "affinity-labels": refinement.affinity_labels,
-    "parallel": refinement.parallel,
-    "crf": refinement.torch_backend,
+    "affinity-labels": inference.affinity_labels,
+    "parallel": inference.parallel,
+    "crf": inference.torch_backend,
     "evaluation": inference.evaluation,
     "bytes": inference.cam_bytes,
 }
 AGAINST_PYDENSECRF = ("affinity-labels", "crf")
+MET, MISSED, OTHER, GRID = "#348058", "#c96830", "#6886aa", "#e1e1e1"  # colours of the chart
 QUICK = {"size": (72, 96), "crop": 64, "backbone": "resnet18", "n_images": 4}
-HEAD = ("stage", "", "ours", "reference", "unit", "ratio", "target")
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -60,8 +60,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     threads = "CPU threads and processes, except in rows `per core`"
     add("--threads", type=options.positive, default=cpu_count(), help=threads)
-    batch = "of the training steps; 0: 32 on GPUs, 4 on CPUs"
-    add("--batch-size", type=int, default=0, help=batch)
+    add("--batch-size", type=int, default=0, help="of training steps; 0: 32 on GPUs, 4 on CPUs")
     add("--repeats", type=int, default=0, help="timed calls; 0: 3 to 10, as time allows")
     add("--quick", action="store_true", help="tiny and once: shows that it works, not how fast")
     add("--json", type=Path, metavar="FILE", help="write the rows there")
@@ -69,7 +68,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     return p
 
 
-def print_row(row: dict[str, Any]) -> None:
+def print_row(row: Row) -> None:
     """A line of figures, then what they are and what bounds them."""
     target = mark = ""
     if row["target"] is not None:
@@ -87,6 +86,36 @@ def print_row(row: dict[str, Any]) -> None:
     print(textwrap.fill(about, 110, initial_indent="    ", subsequent_indent="    "), flush=True)
 
 
+def draw_chart(rows: list[Row], path: Path) -> None:
+    """One bar a row on a logarithmic axis, the target a black mark; bars start at 1."""
+    figure = Figure((12, 1.3 + 0.3 * len(rows)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    for place, row in enumerate(rows):
+        ratio, target = row["ratio"], row["target"]
+        colour = OTHER if target is None else MET if ratio >= target else MISSED
+        axes.barh(place, ratio - 1, left=1, height=0.66, color=colour, zorder=2)
+        if target is not None:
+            axes.vlines(target, place - 0.42, place + 0.42, "black", linewidth=3, zorder=3)
+        text = f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.0f}x"
+        end = max(ratio, target or 1, 1), place
+        axes.annotate(text, end, (8, 0), textcoords="offset points", va="center")
+    axes.set_xlim(right=2 * max(max(row["ratio"], row["target"] or 1) for row in rows))
+    axes.set_yticks(range(len(rows)), [f"{row['stage']} ({row['device']})" for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
+    axes.minorticks_off()
+    axes.grid(axis="x", color=GRID)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.axvline(1, color="grey", linewidth=1)
+    machines = " and ".join(sorted({row["machine"] for row in rows}))
+    title = f"How many times better than the usual way\n{machines}; the mark is the target"
+    axes.set_title(title, loc="left")
+    with files.atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
@@ -95,8 +124,8 @@ def main(argv: list[str] | None = None) -> None:
     batch = args.batch_size or (2 if args.quick else 32 if cuda else 4)
     for path in filter(None, (args.json, args.chart)):
         path.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    print("{:<46}{:>5}{:>11}{:>12} {:<12}{:>8}{:>8}".format(*HEAD))
+    rows: list[Row] = []
+    print(f"{'stage':<51}{'ours':>11}{'reference':>12} {'unit':<12}{'ratio':>8}{'target':>8}")
     with tempfile.TemporaryDirectory() as folder:
         how = args.threads, Path(folder), batch, args.repeats, args.quick
         bench = Bench(device, *how, **(QUICK if args.quick else {}))

@@ -146,14 +146,6 @@ def dense_transition(edge: Tensor, radius: int, beta: float) -> Tensor:
     return matrix / matrix.sum(0, keepdim=True)
 
 
-def dense_walk(cam: Tensor, edge: Tensor, radius: int, beta: float, log2_steps: int) -> Tensor:
-    """(cam * (1 - edge)) T^(2^log2_steps), by squaring T; cam (K, h, w)."""
-    matrix = dense_transition(edge, radius, beta)
-    for _ in range(log2_steps):
-        matrix = matrix @ matrix
-    return ((cam * (1 - edge)).flatten(1) @ matrix).view(cam.shape)
-
-
 def best_classes(folder: Path, image_id: str, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Class keys, the background's first, and the place of each pixel's best among them."""
     keys, maps = (np.load(folder / f"{image_id}.{name}.npy") for name in ("keys", "hr_cam"))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 from tqdm import tqdm
 
 import train_affinity
@@ -65,8 +66,7 @@ class Training:
         torch.manual_seed(0)
         network, views = self.network().train(), training_views(self.bench, self.masks)
         groups = optimizer.parameter_groups(network, WEIGHT_DECAY, pretrained=False)
-        batch = zip(*(views[i] for i in range(self.bench.batch_size)), strict=True)
-        return network, groups, [torch.stack(part) for part in batch]
+        return network, groups, default_collate([views[i] for i in range(self.bench.batch_size)])
 
     def on_device(self, host: list[Tensor]) -> Callable[[], list[Tensor]]:
         """What copies the tensors to the device, without a wait where the device is a GPU."""
@@ -128,8 +128,8 @@ def loader(bench: Bench) -> Rows:
 
     def ours_normalised() -> None:
         for first in draws[::4]:
-            batch = [views[draw] for draw in draws[first : first + 4]]
-            normalize(*(torch.stack(part) for part in list(zip(*batch, strict=True))[:2]))
+            batch = default_collate([views[draw] for draw in draws[first : first + 4]])
+            normalize(*batch[:2])
 
     def reference() -> None:
         rng = np.random.default_rng(0)
@@ -145,13 +145,15 @@ def loader(bench: Bench) -> Rows:
     note = "uint8 views; the device normalises them. Reference: normalised float32"
     figures = "images/s", bound, note, len(draws)
     yield bench.compare("loader, per core", *works, *figures, target=3.5)
-    name, bound = "loader and normalisation, per core", "as above, and writing 3 MiB an image"
+    name = "loader and normalisation, per core"
+    bound = "as above, and writing 3 MiB of float32 an image"
     note = "the device's part done by the same core, as where the CPU is the device"
     yield bench.compare(name, ours_normalised, reference, "images/s", bound, note, len(draws))
 
 
-def puzzle_training(bench: Bench) -> Training:
-    """Puzzle-CAM: the images and their tiles go through the network."""
+def puzzle_training(bench: Bench, halved: bool = False) -> Training:
+    """Puzzle-CAM: views, perhaps of half the side, and their tiles go through the network."""
+    bench = dataclasses.replace(bench, crop=max(64, bench.crop // 2)) if halved else bench
     network = partial(Classifier, bench.backbone, 20)
     step = partial(train_classification.step, alpha=ALPHA)
     loss = partial(references.puzzle_loss, alpha=ALPHA)
@@ -201,20 +203,15 @@ def affinity(bench: Bench) -> Rows:
     yield training.row("affinity step", training.ours(), training.usual())
 
 
-def halved(bench: Bench) -> Bench:
-    """With views of half the side on a CPU."""
-    return bench if bench.cuda else dataclasses.replace(bench, crop=max(64, bench.crop // 2))
-
-
 def amp(bench: Bench) -> Rows:
     """What bf16 alone brings: our step with and without autocast."""
-    training = puzzle_training(halved(bench))
+    training = puzzle_training(bench, halved=not bench.cuda)
     name = "Puzzle-CAM step, bf16 against --amp off"
     yield training.row(name, training.ours(), training.ours("off"))
 
 
 def compiled(bench: Bench) -> Rows:
     """What --compile brings (minutes to compile on a CPU, so only where it is asked for)."""
-    training = puzzle_training(halved(bench))
+    training = puzzle_training(bench, halved=not bench.cuda)
     name = "Puzzle-CAM step, --compile against eager"
     yield training.row(name, training.ours(compiled=True), training.ours())
