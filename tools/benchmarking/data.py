@@ -32,9 +32,9 @@ def data_root(bench: Bench) -> DataRoot:
     folders = (root / f for f in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"))
     for folder in (*folders, ours, usual):
         folder.mkdir(parents=True)
+    names = [f"{number:04d}" for number in range(bench.n_images)]
     lines = []
-    for number in range(bench.n_images):
-        name = f"{number:04d}"
+    for number, name in enumerate(names):
         image, label = photograph(number, bench.size)
         Image.fromarray(image).save(root / f"JPEGImages/{name}.jpg", quality=95)
         write_label(root / f"SegmentationClass/{name}.png", label)
@@ -45,9 +45,8 @@ def data_root(bench: Bench) -> DataRoot:
         np.save(usual / f"{name}.cam.npy", cam)
         np.save(usual / f"{name}.hr_cam.npy", upsample(torch.from_numpy(cam), file.size).numpy())
         lines.append(" ".join([name, *(VOC_CLASSES[c - 1] for c in file.classes)]))
-    (root / "labels.txt").write_text("\n".join([*lines, ""]))
-    ids = "".join(f"{number:04d}\n" for number in range(bench.n_images))
-    (root / f"ImageSets/Segmentation/{SPLIT}.txt").write_text(ids)
+    for path, text in (("labels", lines), (f"ImageSets/Segmentation/{SPLIT}", names)):
+        (root / f"{path}.txt").write_text("\n".join([*text, ""]))
     return DataRoot(root)
 
 

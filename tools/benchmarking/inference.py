@@ -86,8 +86,8 @@ def walk(bench: Bench) -> Rows:
         rate = 2**LOG2_STEPS * entries * 12 / 1e9 / time_taken
         return f"memory: 2^{LOG2_STEPS} reads of the sparse matrix, {rate:.3g} GB/s"
 
-    timed = f"{'ONE squaring' if bench.cuda else '1/8 of ONE squaring'} timed and multiplied"
-    note = f"float64. Reference: dense float32, {timed} by {parts * LOG2_STEPS}"
+    timed = "ONE squaring" if bench.cuda else "an eighth of ONE squaring"
+    note = f"float64. Reference: dense float32, {timed}, multiplied by {parts * LOG2_STEPS}"
     works = partial(random_walk, scores, edge, RADIUS, BETA, LOG2_STEPS), reference
     figures = "ms/image", bound, note, 1, parts * LOG2_STEPS
     goals = {"target_ours": 10.0} if bench.cuda else {"target": 400.0}
@@ -103,16 +103,14 @@ def _labelling(bench: Bench, device: torch.device) -> Labelling:
 
 def _tasks(bench: Bench, ids: list[str]) -> Iterator[tuple]:
     """Read what the labelling of each image takes."""
-    for i, image, scores in inference.images_and_scores(
-        data_root(bench), ids, bench.folder / "cams", 0
-    ):
-        yield i, images.as_array(image), scores
+    read = inference.images_and_scores(data_root(bench), ids, bench.folder / "cams", workers=0)
+    return ((i, images.as_array(image), scores) for i, image, scores in read)
 
 
 def affinity_labels(bench: Bench) -> Rows:
     """Two 10-iteration CRFs with 3 labels an image, file to file, on one core (and on a GPU)."""
-    data, cams = data_root(bench), bench.folder / "usual-cams"
-    ids, usual = data.ids(SPLIT)[:4], bench.folder / "affinity-usual"
+    data, usual = data_root(bench), bench.folder / "affinity-usual"
+    ids, usual_cams = data.ids(SPLIT)[:4], bench.folder / "usual-cams"
     usual.mkdir(exist_ok=True)
     labelling, on_device = _labelling(bench, CPU), _labelling(bench, bench.device)
 
@@ -121,7 +119,7 @@ def affinity_labels(bench: Bench) -> Rows:
 
     def reference() -> None:
         for i in ids:
-            references.affinity_label(data.image_path(i), cams, usual / f"{i}.png")
+            references.affinity_label(data.image_path(i), usual_cams, usual / f"{i}.png")
 
     def agreement() -> dict[str, float]:
         """Share of the pixels whose labels are the same."""
@@ -139,8 +137,8 @@ def affinity_labels(bench: Bench) -> Rows:
         figures = "ms/image", bound, "Reference: pydensecrf, one core", len(ids)
         with Pool(0, bench.device) as pool:
             name = f"affinity labels, {pool.jobs} images in flight"
-            ours = partial(pool.map, on_device, list(_tasks(bench, ids)))
-            row = bench.compare(name, ours, reference, *figures)
+            together = partial(pool.map, on_device, list(_tasks(bench, ids)))
+            row = bench.compare(name, together, reference, *figures)
         yield row | agreement()
 
 
@@ -198,17 +196,15 @@ def torch_backend(bench: Bench) -> Rows:
 
 def evaluation(bench: Bench) -> Rows:
     """Scores at 15 thresholds, from the files, on one core."""
-    data = data_root(bench)
+    data, folder = data_root(bench), bench.folder / "cams"
     ids = data.ids(SPLIT)
 
     def ours() -> list[float]:
-        folder = bench.folder / "cams"
         sweep = scoring.scores(data, folder, "SegmentationClass", THRESHOLDS, ids)
         return [matrix.miou() for matrix in sweep.confusions()]
 
-    def reference() -> list[float]:
-        return references.sweep_by_files(data, ids, bench.folder / "usual-cams", THRESHOLDS)
-
+    usual = bench.folder / "usual-cams"
+    reference = partial(references.sweep_by_files, data, ids, usual, THRESHOLDS)
     name = f"evaluation, {len(THRESHOLDS)} thresholds, per core"
     bound = "one core: upsampling, argmax and one histogram of every pixel"
     difference = float(np.abs(np.subtract(ours(), reference())).max())

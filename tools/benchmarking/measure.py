@@ -76,10 +76,10 @@ class Bench:
     ) -> Row:
         """The row of two contenders, timed in turn: ours, reference, ours, reference ...
 
+        They set themselves up in their first call, which is not timed (on a GPU three are not:
+        cuDNN tries its algorithms). Peak memory, of GPUs alone, is that of set-up and one call.
+
         Args:
-            ours, reference: they set themselves up in their first call, which is not timed (on a
-                GPU three are not: cuDNN tries its algorithms). Peak memory, measured on GPUs
-                alone, is that of the set-up and one call.
             unit: "images/s", "ms/image" or "s/step"; a call works on `items` of them.
             bound_by: what limits ours; a function tells it from the seconds that a call takes.
             multiple: how many calls the reference would need for all of its work.
