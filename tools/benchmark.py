@@ -8,6 +8,7 @@ only. Data are synthetic photographs of VOC's size. Each pair is timed in turn (
 ours ...) and the medians are compared; a ratio above 1 says ours is better. The references, in
 tools/benchmarking/references.py, are ordinary code: float32 NCHW steps, a PIL and NumPy loader, one
 image at a time, the dense random walk, pydensecrf once per pass, all files again per threshold.
+Peak memory is measured on GPUs alone.
 """
 
 from __future__ import annotations

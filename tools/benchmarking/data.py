@@ -29,9 +29,10 @@ def data_root(bench: Bench) -> DataRoot:
     root, ours, usual = (bench.folder / name for name in ("data", "cams", "usual-cams"))
     if root.exists():
         return DataRoot(root)
-    folders = (root / f for f in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"))
-    for folder in (*folders, ours, usual):
-        folder.mkdir(parents=True)
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    for name in ("cams", "usual-cams", "affinity", "usual-affinity"):
+        (bench.folder / name).mkdir()
     names = [f"{number:04d}" for number in range(bench.n_images)]
     lines = []
     for number, name in enumerate(names):

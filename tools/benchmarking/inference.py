@@ -96,9 +96,8 @@ def walk(bench: Bench) -> Rows:
 
 def _labelling(bench: Bench, device: torch.device) -> Labelling:
     """What make_affinity_labels.py does with an image."""
-    out = bench.folder / "affinity"
-    out.mkdir(exist_ok=True)
-    return Labelling(out, *dataclasses.astuple(AFFINITY_LABELS), "torch", device)
+    constants = dataclasses.astuple(AFFINITY_LABELS)
+    return Labelling(bench.folder / "affinity", *constants, "torch", device)
 
 
 def _tasks(bench: Bench, ids: list[str]) -> Iterator[tuple]:
@@ -109,9 +108,8 @@ def _tasks(bench: Bench, ids: list[str]) -> Iterator[tuple]:
 
 def affinity_labels(bench: Bench) -> Rows:
     """Two 10-iteration CRFs with 3 labels an image, file to file, on one core (and on a GPU)."""
-    data, usual = data_root(bench), bench.folder / "affinity-usual"
+    data, usual = data_root(bench), bench.folder / "usual-affinity"
     ids, usual_cams = data.ids(SPLIT)[:4], bench.folder / "usual-cams"
-    usual.mkdir(exist_ok=True)
     labelling, on_device = _labelling(bench, CPU), _labelling(bench, bench.device)
 
     def ours() -> Iterator[None]:
@@ -161,8 +159,8 @@ def torch_backend(bench: Bench) -> Rows:
     first = data.ids(SPLIT)[0]
     photo = images.as_array(images.read_image(data.image_path(first)))
     mask = images.read_label(data.mask_path(first), data.n_labels)
-    values, labels = np.unique(mask, return_inverse=True)
-    labels = labels.reshape(mask.shape).astype(np.uint8)
+    values = np.unique(mask)
+    labels = np.searchsorted(values, mask)
     probs = torch.randn(21, *mask.shape).softmax(0).numpy()
 
     def refine(backend: str, iterations: int = 10) -> None:
@@ -183,8 +181,7 @@ def torch_backend(bench: Bench) -> Rows:
         ("10 iterations, 21 labels", refine_21, memory, (None, 10.0)),
     ):
         works, target = (partial(work, b) for b in ("torch", "pydensecrf")), targets[bench.cuda]
-        name = f"CRF in torch, {name}"
-        yield bench.compare(name, *works, "ms/image", bound, note, target=target)
+        yield bench.compare(f"CRF in torch, {name}", *works, "ms/image", bound, note, target=target)
     if bench.cuda:
         tasks, note = [("torch",)] * 16, "2 x 10 iterations, 3 labels, lattice included"
         bound = "kernel launches of one image leave the GPU idle"
@@ -217,8 +214,8 @@ def cam_bytes(bench: Bench) -> Rows:
     """Bytes of the files on disk."""
     n_images = len(data_root(bench).ids(SPLIT))
     folders = bench.folder / "cams", bench.folder / "usual-cams"
-    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders]
-    each = np.array([sizes]) / n_images
+    sizes = [[sum(path.stat().st_size for path in folder.iterdir()) for folder in folders]]
     bound = "2 bytes for each of 1/16 of the pixels and class"
     note = f"{bench.size[1]}x{bench.size[0]}, 2 classes. Reference: both sizes in float32"
-    yield bench.one_core.row("CAM bytes", each, "bytes/image", bound, note, target=20.0)
+    figures = np.array(sizes) / n_images, "bytes/image", bound, note
+    yield bench.one_core.row("CAM bytes", *figures, target=20.0)

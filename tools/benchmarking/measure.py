@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +21,8 @@ from core.run.environment import environment
 Work = Callable[[], object]  # an iterator that it returns is gone through
 Row = dict[str, Any]
 Rows = Iterator[Row]
-PATIENCE = 60  # seconds
+PATIENCE = 60  # seconds for the timed calls of a row
 PEAK_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the peak
-_environment = functools.cache(environment)
 
 
 @dataclasses.dataclass
@@ -106,7 +104,7 @@ class Bench:
         ours, reference = np.median(figures, 0).tolist()
         low, high = figures.min(0).tolist(), figures.max(0).tolist()
         ratio = ours / reference if unit.endswith("/s") else reference / ours
-        found = _environment(self.device)
+        found = environment(self.device)
         machine = f"{found['device_name']}, {found['cpus']} CPUs"
         row = {"stage": stage, "device": self.device.type, "ours": ours, "reference": reference}
         row |= {"unit": unit, "ratio": ratio, "target": None, "bound_by": bound_by}
@@ -143,8 +141,7 @@ class Bench:
         n = PEAK_SIDE[self.device.type]
         a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
         peak = 2 * n**3 / min(self.seconds(lambda: a @ b) for _ in range(30))
-        name = str(dtype).removeprefix("torch.")
-        rate = flop / time_taken
+        name, rate = str(dtype).removeprefix("torch."), flop / time_taken
         return (
             f"convolutions: {rate / 1e12:.3g} TFLOP/s, {100 * rate / peak:.0f}% of the "
             f"{peak / 1e12:.3g} a {name} matmul reaches here"

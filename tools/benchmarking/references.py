@@ -1,10 +1,7 @@
 """The usual way of each stage, as competent but ordinary code does it.
 
 The forms are those of the code that the authors of Puzzle-CAM released and of IRN, on which it
-builds: PIL and float64 NumPy in the loader, float32 NCHW networks in eager mode, one image and one
-scale at a time, dense N x N matrices, pydensecrf once per pass, all files read again for each
-threshold, float32 CAMs at full resolution. What they compute is what core/ computes
-(tests/test_benchmark.py compares them).
+builds. What they compute is what core/ computes (tests/test_benchmark.py compares them).
 """
 
 from __future__ import annotations
@@ -103,11 +100,8 @@ class PairAffinity:
         masks = valid & same & (source == 0), valid & same & (source > 0), valid & ~same
         pairs = self.pairs(edge)
         like, unlike = -torch.log(pairs + 1e-5), -torch.log(1 + 1e-5 - pairs)
-        background, foreground, different = (
-            (values * mask).sum() / mask.sum().clamp(min=1)
-            for values, mask in zip((like, like, unlike), masks, strict=True)
-        )
-        return background / 4 + foreground / 4 + different / 2
+        terms = zip((1 / 4, 1 / 4, 1 / 2), (like, like, unlike), masks, strict=True)
+        return sum(w * (x * mask).sum() / mask.sum().clamp(min=1) for w, x, mask in terms)
 
 
 def multi_scale_cam(
@@ -116,8 +110,8 @@ def multi_scale_cam(
     """The authors' make_cam: one image, one scale at a time; maps at stride 4 and at full size."""
     original = Image.open(path).convert("RGB")
     width, height = original.size
-    whole = -(-height // 16) * 16, -(-width // 16) * 16
-    grids = {"cam": strided_size((height, width)), "hr_cam": whole}
+    multiple = -(-height // 16) * 16, -(-width // 16) * 16
+    grids = {"cam": strided_size((height, width)), "hr_cam": multiple}
     sums = dict.fromkeys(grids, 0)
     for scale in SCALES:
         size = round(width * scale), round(height * scale)
@@ -159,8 +153,7 @@ def affinity_label(image_path: Path, folder: Path, out: Path) -> None:
     for threshold in (0.40, 0.10):
         keys, best = best_classes(folder, image_path.stem, threshold)
         sure.append(keys[crf.refine_labels(image, best, len(keys), 10, backend="pydensecrf")])
-    label = np.where(sure[0] == 0, 255, sure[0])
-    label[(sure[0] == 0) & (sure[1] == 0)] = 0
+    label = np.where(sure[0] > 0, sure[0], np.where(sure[1] > 0, 255, 0))
     Image.fromarray(label.astype(np.uint8)).save(out)
 
 

@@ -32,7 +32,6 @@ from tools.benchmarking.measure import Bench, Row, Rows, Work, count_flop
 
 NEVER = 10**9  # steps between log rows and between checkpoints
 RATE = 1e-4  # the weights hardly move
-WEIGHT_DECAY = recipe.CLASSIFICATION.weight_decay
 ALPHA = 2.0
 
 
@@ -65,7 +64,7 @@ class Training:
         """A network, its parameter groups and a batch: images, boxes, targets; always the same."""
         torch.manual_seed(0)
         network, views = self.network().train(), training_views(self.bench, self.masks)
-        groups = optimizer.parameter_groups(network, WEIGHT_DECAY, pretrained=False)
+        groups = optimizer.parameter_groups(network, self.constants.weight_decay, False)
         return network, groups, default_collate([views[i] for i in range(self.bench.batch_size)])
 
     def on_device(self, host: list[Tensor]) -> Callable[[], list[Tensor]]:
@@ -162,8 +161,7 @@ def puzzle_training(bench: Bench, halved: bool = False) -> Training:
 
 def puzzle(bench: Bench) -> Rows:
     """The Puzzle-CAM step: time, and on a GPU peak memory."""
-    training = puzzle_training(bench)
-    target = 3.0 if bench.cuda else 2.5
+    training, target = puzzle_training(bench), 3.0 if bench.cuda else 2.5
     row = training.row("Puzzle-CAM step", training.ours(), training.usual(), target)
     yield row
     if bench.cuda:
