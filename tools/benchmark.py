@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     rows: list[Row] = []
     print(f"{'stage':<51}{'ours':>11}{'reference':>12} {'unit':<12}{'ratio':>8}{'target':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        how = args.threads, Path(folder), batch, args.repeats, args.quick
+        how = args.threads, Path(folder), batch, args.repeats or int(args.quick), args.quick
         bench = Bench(device, *how, **(QUICK if args.quick else {}))
         for name in chosen:
             if name in AGAINST_PYDENSECRF and crf.resolve_backend() != "pydensecrf":

@@ -42,7 +42,7 @@ def data_root(bench: Bench) -> DataRoot:
         file = cam_file(label, number)
         file.save(ours / f"{name}.npz")
         cam = file.cam.astype(np.float32)
-        np.save(usual / f"{name}.keys.npy", file.class_table())
+        np.save(usual / f"{name}.keys.npy", np.array([0, *file.classes.tolist()]))
         np.save(usual / f"{name}.cam.npy", cam)
         np.save(usual / f"{name}.hr_cam.npy", upsample(torch.from_numpy(cam), file.size).numpy())
         lines.append(" ".join([name, *(VOC_CLASSES[c - 1] for c in file.classes)]))

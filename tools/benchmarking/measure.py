@@ -31,7 +31,7 @@ class Bench:
 
     Attributes:
         size: (H, W) of the photographs. crop: side of the training views. n_images: photographs.
-        repeats: timed calls of each contender; 0: 3 to 10, within PATIENCE where 3 are.
+        repeats: timed calls of each contender; 0: 3, and up to 10 while PATIENCE lasts.
     """
 
     device: torch.device
@@ -86,10 +86,9 @@ class Bench:
         torch.set_num_threads(self.threads)
         more["peak_memory_ours"] = self._first_calls(ours)
         more["peak_memory_reference"] = self._first_calls(reference)
-        fixed = self.repeats or int(self.quick)
         times, began = [], time.monotonic()
-        for number in range(fixed or 10):
-            if fixed or number < 3 or time.monotonic() - began < PATIENCE:
+        for number in range(self.repeats or 10):
+            if self.repeats or number < 3 or time.monotonic() - began < PATIENCE:
                 times.append([self.seconds(ours), self.seconds(reference)])
         each = np.array(times) * (1, multiple) / items
         figures = {"images/s": 1 / each, "ms/image": 1000 * each, "s/step": each}[unit]

@@ -136,9 +136,9 @@ def loader(bench: Bench) -> Rows:
             references.load_view(path, views.view.sides, bench.crop, rng)
 
     def bound(time_taken: float) -> str:
-        decode = partial(map, images.read_image, paths)
-        share = min(bench.seconds(decode) for _ in range(3)) / time_taken
-        return f"one core: JPEG decoding {100 * share:.0f}% of the time, then resize, flip, crop"
+        decoding = min(bench.seconds(partial(map, images.read_image, paths)) for _ in range(3))
+        share = 100 * decoding / time_taken
+        return f"one core: JPEG decoding {share:.0f}% of the time, then resize, flip, crop"
 
     works = partial(map, views.__getitem__, draws), reference
     note = "uint8 views; the device normalises them. Reference: normalised float32"
