@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,15 +13,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from core import recipe
 from core.data.transforms import SCALES, RandomView, normalize
 from core.method import crf, losses
 from core.method.cam import multi_scale, of_classes
 from core.method.puzzle import merge, tile
 from core.method.random_walk import random_walk
 from tools import benchmark
-from tools.benchmarking import references, steps, training
-from tools.benchmarking.chart import draw_chart
+from tools.benchmarking import references, training
 from tools.benchmarking.data import data_root
 from tools.benchmarking.measure import Bench
 
@@ -76,7 +75,7 @@ def test_a_stage_that_is_not_there_is_refused(capsys):
 
 def test_chart_takes_ratios_below_one_and_equal_rows(tmp_path):
     row = {"stage": "a", "device": "cpu", "ratio": 0.05, "target": None, "machine": "m"}
-    draw_chart(
+    benchmark.draw_chart(
         [row, {**row, "ratio": 1.0, "target": 2.0}, {**row, "ratio": 3e4}], tmp_path / "c.png"
     )
     assert (tmp_path / "c.png").stat().st_size > 0
@@ -115,7 +114,10 @@ def test_the_usual_affinity_loss_is_ours():
 def test_the_dense_walk_is_ours():
     torch.manual_seed(0)
     cam, edge = torch.rand(2, 9, 11, dtype=torch.float64), torch.rand(9, 11, dtype=torch.float64)
-    usual = references.dense_walk(cam, edge, 5, 10.0, 6)
+    matrix = references.dense_transition(edge, 5, 10.0)
+    for _ in range(6):
+        matrix = matrix @ matrix
+    usual = ((cam * (1 - edge)).flatten(1) @ matrix).view(cam.shape)
     torch.testing.assert_close(usual, random_walk(cam, edge, 5, 10.0, 6), rtol=1e-10, atol=1e-12)
 
 
@@ -125,7 +127,7 @@ def test_the_usual_multi_scale_cam_is_ours(bench):
     with torch.no_grad():
         image = np.array(Image.open(path).convert("RGB"))
         ours = of_classes(multi_scale(network, image, SCALES), [1, 3]).numpy()
-        usual = references.multi_scale_cam(network, path, [1, 3], SCALES, torch.device("cpu"))
+        usual = references.multi_scale_cam(network, path, [1, 3], torch.device("cpu"))
     np.testing.assert_allclose(usual["cam"], ours, atol=1e-5)
     assert usual["hr_cam"].shape == (2, *bench.size)
 
@@ -136,17 +138,10 @@ def test_one_step_of_both_trainings_moves_the_weights_alike(bench):
     # 48 pixels wide: no map of a tile equals the whole image's, where |A - A_re| has a kink.
     network.backbone = nn.Conv2d(3, 4, 48, 16, padding=16)
     network.classifier = nn.Conv2d(4, 20, 1, bias=False)
-    batch = steps.step_batch(bench, labelled=False)
-    plan = steps.plan_of(bench, recipe.CLASSIFICATION, "off")
-
-    def loss(network, views, labels):
-        return references.puzzle_loss(network, views, labels, 2.0)
-
     usual, ours = copy.deepcopy(network), copy.deepcopy(network)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps.copy, "deepcopy", lambda made: made)  # train the very network
-        steps.usual_step(bench, usual, batch, loss, plan)()
-        steps.our_step(bench, ours, batch, plan, training.puzzle_step)()
+    both = training.puzzle_training(bench)
+    dataclasses.replace(both, network=lambda: usual).usual()()
+    dataclasses.replace(both, network=lambda: ours).ours("off")()
     for our, theirs in zip(ours.parameters(), usual.parameters(), strict=True):
         torch.testing.assert_close(our, theirs, rtol=1e-5, atol=1e-8)
     assert not torch.equal(usual.classifier.weight, network.classifier.weight)

@@ -8,6 +8,7 @@ only. Data are synthetic photographs of VOC's size. Each pair is timed in turn (
 ours ...) and the medians are compared; a ratio above 1 says ours is better. The references, in
 tools/benchmarking/references.py, are ordinary code: float32 NCHW steps, a PIL and NumPy loader, one
 image at a time, the dense random walk, pydensecrf once per pass, all files again per threshold.
+Peak memory is measured on GPUs alone.
 """
 
 from __future__ import annotations
@@ -17,19 +18,20 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
 from core import files
 from core.errors import InputError
+from core.method import crf
 from core.run import distributed, options
 from core.run.main import run_main
 from core.run.parallel import cpu_count
-from tools.benchmarking import inference, refinement, training
-from tools.benchmarking.chart import draw_chart
-from tools.benchmarking.measure import Bench, say
+from tools.benchmarking import inference, training
+from tools.benchmarking.measure import Bench, Row
 
 STAGES = {
     "loader": training.loader,
@@ -40,78 +42,100 @@ STAGES = {
     "compile": training.compiled,
     "cams": inference.cams,
     "walk": inference.walk,
-    "affinity-labels": refinement.affinity_labels,
-    "parallel": refinement.parallel,
-    "crf": refinement.torch_backend,
+    "affinity-labels": inference.affinity_labels,
+    "parallel": inference.parallel,
+    "crf": inference.torch_backend,
     "evaluation": inference.evaluation,
     "bytes": inference.cam_bytes,
 }
-ON_REQUEST = {"cpu": {"compile"}, "cuda": set()}  # what takes too long to come along unasked
+AGAINST_PYDENSECRF = ("affinity-labels", "crf")
+MET, MISSED, OTHER, GRID = "#348058", "#c96830", "#6886aa", "#e1e1e1"  # colours of the chart
+QUICK = {"size": (72, 96), "crop": 64, "backbone": "resnet18", "n_images": 4}
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     p = options.Parser(__doc__)
-    p.add_argument(
-        "--stages", nargs="+", choices=STAGES, metavar="STAGE",
-        help=f"of {', '.join(STAGES)}; without it all, but compile on GPUs only",
-    )  # fmt: skip
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument(
-        "--threads", type=options.integer(1, 1024), default=cpu_count(),
-        help="CPU threads and processes, except in rows `per core`",
-    )  # fmt: skip
-    p.add_argument(
-        "--batch-size", type=int, default=0, help="of the training steps; 0: 32 on GPUs, 4 on CPUs"
-    )
-    p.add_argument("--repeats", type=int, default=0, help="timed calls; 0: 3 to 10 by stage")
-    p.add_argument(
-        "--quick", action="store_true", help="tiny and once: shows that it works, not how fast"
-    )
-    p.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    p.add_argument("--chart", type=Path, metavar="FILE", help="draw the ratios there (PNG)")
+    add = p.add_argument
+    stages = f"of {', '.join(STAGES)}; without it all, but compile on GPUs only"
+    add("--stages", nargs="+", choices=STAGES, metavar="STAGE", help=stages)
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    threads = "CPU threads and processes, except in rows `per core`"
+    add("--threads", type=options.integer(1, 1024), default=cpu_count(), help=threads)
+    batch = "of training steps; 0: 32 on GPUs, 4 on CPUs"
+    add("--batch-size", type=options.count, default=0, help=batch)
+    add("--repeats", type=options.count, default=0, help="timed calls; 0: 3 to 10, as time allows")
+    add("--quick", action="store_true", help="tiny and once: shows that it works, not how fast")
+    add("--json", type=Path, metavar="FILE", help="write the rows there")
+    add("--chart", type=Path, metavar="FILE", help="draw the ratios there (PNG)")
     return p
 
 
-def bench_of(args: argparse.Namespace, device: torch.device, folder: Path) -> Bench:
-    """The sizes that the options and the device ask for."""
-    batch = args.batch_size or (32 if device.type == "cuda" else 4)
-    bench = Bench(device, args.threads, folder, batch, args.repeats, args.quick)
-    if args.quick:
-        bench.size, bench.crop, bench.backbone, bench.n_images = (72, 96), 64, "resnet18", 4
-        bench.batch_size = args.batch_size or 2
-    return bench
-
-
-def print_row(row: dict[str, Any]) -> None:
+def print_row(row: Row) -> None:
     """A line of figures, then what they are and what bounds them."""
-    target = "" if row["target"] is None else f"{row['target']:.3g}"
-    mark = "" if row["target"] is None else "met" if row["ratio"] >= row["target"] else "MISSED"
-    print(
-        f"{row['stage']:<46}{row['device']:>5}{row['ours']:>11.4g}{row['reference']:>12.4g}"
-        f" {row['unit']:<12}{row['ratio']:>8.3g}{target:>8} {mark}"
-    )
-    about = f"{row['note']}. " if row.get("note") else ""
+    target = mark = ""
+    if row["target"] is not None:
+        target = f"{row['target']:.3g}"
+        mark = "met" if row["ratio"] >= row["target"] else "MISSED"
+    line = "{stage:<46}{device:>5}{ours:>11.4g}{reference:>12.4g} {unit:<12}{ratio:>8.3g}"
+    print(f"{line.format_map(row)}{target:>8} {mark}")
+    about = f"{row['note']}. " if row["note"] else ""
     about += f"Bound by {row['bound_by']}."
     if row.get("target_ours") is not None:
         about += f" Target: at most {row['target_ours']:g} {row['unit']}."
-    sizes = [(row.get(f"peak_memory_{who}") or 0) / 2**20 for who in ("ours", "reference")]
+    sizes = [(row.get(f"peak_memory_{who}") or 0) >> 20 for who in ("ours", "reference")]
     if max(sizes) >= 32:  # what is smaller says nothing about a stage
-        about += f" Peak memory {sizes[0]:.0f} against {sizes[1]:.0f} MiB."
+        about += " Peak memory {} against {} MiB.".format(*sizes)
     print(textwrap.fill(about, 110, initial_indent="    ", subsequent_indent="    "), flush=True)
+
+
+def draw_chart(rows: list[Row], path: Path) -> None:
+    """One bar a row on a logarithmic axis, the target a black mark; bars start at 1."""
+    figure = Figure((12, 1.3 + 0.3 * len(rows)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    for place, row in enumerate(rows):
+        ratio, target = row["ratio"], row["target"]
+        colour = OTHER if target is None else MET if ratio >= target else MISSED
+        axes.barh(place, ratio - 1, left=1, height=0.66, color=colour, zorder=2)
+        if target is not None:
+            axes.vlines(target, place - 0.42, place + 0.42, "black", linewidth=3, zorder=3)
+        text = f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.0f}x"
+        end = max(ratio, target or 1, 1), place
+        axes.annotate(text, end, (8, 0), textcoords="offset points", va="center")
+    axes.set_xlim(right=2 * max(max(row["ratio"], row["target"] or 1) for row in rows))
+    axes.set_yticks(range(len(rows)), [f"{row['stage']} ({row['device']})" for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
+    axes.minorticks_off()
+    axes.grid(axis="x", color=GRID)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.axvline(1, color="grey", linewidth=1)
+    machines = " and ".join(sorted({row["machine"] for row in rows}))
+    title = f"How many times better than the usual way\n{machines}; the mark is the target"
+    axes.set_title(title, loc="left")
+    with files.atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     device = distributed.start(args.device)
-    chosen = args.stages or [name for name in STAGES if name not in ON_REQUEST[device.type]]
-    rows: list[dict[str, Any]] = []
-    print(
-        f"{'stage':<46}{'':>5}{'ours':>11}{'reference':>12} {'unit':<12}{'ratio':>8}{'target':>8}"
-    )
+    cuda = device.type == "cuda"
+    chosen = args.stages or [name for name in STAGES if cuda or name != "compile"]  # too long
+    batch = args.batch_size or (2 if args.quick else 32 if cuda else 4)
+    for path in filter(None, (args.json, args.chart)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    print(f"{'stage':<51}{'ours':>11}{'reference':>12} {'unit':<12}{'ratio':>8}{'target':>8}")
     with tempfile.TemporaryDirectory() as folder:
-        bench = bench_of(args, device, Path(folder))
+        how = args.threads, Path(folder), batch, args.repeats or int(args.quick), args.quick
+        bench = Bench(device, *how, **(QUICK if args.quick else {}))
         for name in chosen:
-            say(f"measuring {name} ...")
+            if name in AGAINST_PYDENSECRF and crf.resolve_backend() != "pydensecrf":
+                print(f"{name}: left out, pydensecrf does not import", file=sys.stderr)
+                continue
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
             torch.manual_seed(0)
             try:
                 for row in STAGES[name](bench):
@@ -120,10 +144,8 @@ def main(argv: list[str] | None = None) -> None:
             except torch.OutOfMemoryError:
                 raise InputError(f"{name}: the GPU's memory is full; lower --batch-size") from None
             if args.json is not None:  # after every stage: an interrupted run keeps its figures
-                args.json.parent.mkdir(parents=True, exist_ok=True)
                 files.write_json(args.json, rows)
     if args.chart is not None and rows:
-        args.chart.parent.mkdir(parents=True, exist_ok=True)
         draw_chart(rows, args.chart)
 
 

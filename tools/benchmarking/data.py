@@ -11,7 +11,6 @@ from core.data.datasets import VOC_CLASSES, DataRoot
 from core.data.images import write_label
 from core.data.scores import Scores, strided_size, upsample
 from tools import make_shapes
-from tools.benchmarking import references
 from tools.benchmarking.measure import Bench
 
 SPLIT = "train"
@@ -21,22 +20,34 @@ GRAIN = ((3, 18, 1), (3, 6, 3))
 
 
 def data_root(bench: Bench) -> DataRoot:
-    """The data set of this run, written at the first call; VOC's classes, two in each image."""
-    root = bench.folder / "data"
-    if not root.exists():
-        for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-            (root / folder).mkdir(parents=True)
-        lines = []
-        for number in range(bench.n_images):
-            image, label = photograph(number, bench.size)
-            path = root / "JPEGImages" / f"{number:04d}.jpg"
-            Image.fromarray(image).save(path, quality=95)
-            write_label(root / "SegmentationClass" / f"{number:04d}.png", label)
-            names = [VOC_CLASSES[c - 1] for c in make_shapes.present(label)]
-            lines.append(" ".join([f"{number:04d}", *names]))
-        (root / "labels.txt").write_text("\n".join(lines) + "\n")
-        ids = "\n".join(line.split()[0] for line in lines)
-        (root / f"ImageSets/Segmentation/{SPLIT}.txt").write_text(ids + "\n")
+    """The data set of this run, written at the first call; VOC's classes, two in each image.
+
+    Beside it `cams/<id>.npz` in our form and `usual-cams/<id>.*.npy`, what the authors' make_cam
+    pickles: class keys with the background first, float32 maps at stride 4 and at full size. An
+    array a file is as many bytes, and no code in it.
+    """
+    root, ours, usual = (bench.folder / name for name in ("data", "cams", "usual-cams"))
+    if root.exists():
+        return DataRoot(root)
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    for name in ("cams", "usual-cams", "affinity", "usual-affinity"):
+        (bench.folder / name).mkdir()
+    names = [f"{number:04d}" for number in range(bench.n_images)]
+    lines = []
+    for number, name in enumerate(names):
+        image, label = photograph(number, bench.size)
+        Image.fromarray(image).save(root / f"JPEGImages/{name}.jpg", quality=95)
+        write_label(root / f"SegmentationClass/{name}.png", label)
+        file = cam_file(label, number)
+        file.save(ours / f"{name}.npz")
+        cam = file.cam.astype(np.float32)
+        np.save(usual / f"{name}.keys.npy", np.array([0, *file.classes.tolist()]))
+        np.save(usual / f"{name}.cam.npy", cam)
+        np.save(usual / f"{name}.hr_cam.npy", upsample(torch.from_numpy(cam), file.size).numpy())
+        lines.append(" ".join([name, *(VOC_CLASSES[c - 1] for c in file.classes)]))
+    for path, text in (("labels", lines), (f"ImageSets/Segmentation/{SPLIT}", names)):
+        (root / f"{path}.txt").write_text("\n".join([*text, ""]))
     return DataRoot(root)
 
 
@@ -69,21 +80,3 @@ def cam_file(label: np.ndarray, number: int) -> Scores:
     maps = np.clip(maps + 0.1 * noise[:height, :width].transpose(2, 0, 1), 0, None)
     maps /= maps.max((1, 2), keepdims=True)
     return Scores(np.array(classes, np.uint8), maps.astype(np.float16), label.shape)
-
-
-def write_cams(bench: Bench) -> None:
-    """`folder/cams/<id>.npz` in our form, `folder/usual-cams/<id>.*.npy` in the usual one."""
-    ours, usual = bench.folder / "cams", bench.folder / "usual-cams"
-    if ours.exists():
-        return
-    ours.mkdir()
-    usual.mkdir()
-    data = data_root(bench)
-    for number, image_id in enumerate(data.ids(SPLIT)):
-        file = cam_file(np.array(Image.open(data.mask_path(image_id))), number)
-        file.save(ours / f"{image_id}.npz")
-        cam = file.cam.astype(np.float32)
-        full = upsample(torch.from_numpy(cam), file.size).numpy()
-        # As the authors' make_cam writes them: class keys with the background first, both sizes.
-        keys = np.array([0, *file.classes.tolist()])
-        references.save_cams(usual, image_id, keys=keys, cam=cam, hr_cam=full)

@@ -1,34 +1,37 @@
-"""Two ways of doing the same thing, timed in turn on the same data, and their peak memory."""
+"""Two ways of doing the same thing, timed in turn on the same data: a row of the table."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import re
-import statistics
-import sys
+import collections
+import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from core.run import precision
+from core.run.environment import environment
 
-Work = Callable[[], object]
-MIB = 2**20
-CPU = torch.device("cpu")
+Work = Callable[[], object]  # an iterator that it returns is gone through
+Row = dict[str, Any]
+Rows = Iterator[Row]
+PATIENCE = 60  # seconds for the timed calls of a row
+PEAK_SIDE = {"cuda": 8192, "cpu": 2048}  # of the square matrices whose product is the peak
 
 
-@dataclass
+@dataclasses.dataclass
 class Bench:
-    """What the stages are measured with.
+    """What the stages are measured with, and how.
 
     Attributes:
         size: (H, W) of the photographs. crop: side of the training views. n_images: photographs.
-        repeats: timed calls of each contender; 0: what the stage thinks enough.
+        repeats: timed calls of each contender; 0: 3, and up to 10 while PATIENCE lasts.
     """
 
     device: torch.device
@@ -43,130 +46,113 @@ class Bench:
     n_images: int = 8
 
     @property
+    def cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device.type == "cuda"
+
+    @property
     def amp(self) -> str:
         """The autocast type of our side: what `--amp auto` means on the device."""
         return precision.amp_type("auto", self.device)
 
+    @property
+    def one_core(self) -> Bench:
+        """The same on one core of the CPU."""
+        return dataclasses.replace(self, device=torch.device("cpu"), threads=1)
 
-@dataclass
-class Measured:
-    """Median seconds of one call, the fastest and slowest call, and bytes at the peak."""
+    def compare(
+        self,
+        stage: str,
+        ours: Work,
+        reference: Work,
+        unit: str,
+        bound_by: str | Callable[[float], str],
+        note: str = "",
+        items: int = 1,
+        multiple: int = 1,
+        **more: Any,
+    ) -> Row:
+        """The row of two contenders, timed in turn: ours, reference, ours, reference ...
 
-    ours: float
-    reference: float
-    spread_ours: tuple[float, float]
-    spread_reference: tuple[float, float]
-    repeats: int
-    memory_ours: int | None
-    memory_reference: int | None
+        They set themselves up in their first call, which is not timed (on a GPU three are not:
+        cuDNN tries its algorithms). Peak memory, of GPUs alone, is that of set-up and one call.
 
+        Args:
+            unit: "images/s", "ms/image" or "s/step"; a call works on `items` of them.
+            bound_by: what limits ours; a function tells it from the seconds that a call takes.
+            multiple: how many calls the reference would need for all of its work.
+            more: columns; `target` is the ratio aimed at, `target_ours` the figure.
+        """
+        torch.set_num_threads(self.threads)
+        more["peak_memory_ours"] = self._first_calls(ours)
+        more["peak_memory_reference"] = self._first_calls(reference)
+        times, began = [], time.monotonic()
+        for number in range(self.repeats or 10):
+            if self.repeats or number < 3 or time.monotonic() - began < PATIENCE:
+                times.append([self.seconds(ours), self.seconds(reference)])
+        each = np.array(times) * (1, multiple) / items
+        figures = {"images/s": 1 / each, "ms/image": 1000 * each, "s/step": each}[unit]
+        if callable(bound_by):
+            bound_by = bound_by(np.median(times, 0)[0])
+        return self.row(stage, figures, unit, bound_by, note, **more)
 
-def compare(
-    bench: Bench,
-    ours: Callable[[], Work],
-    reference: Callable[[], Work],
-    repeats: int,
-    device: torch.device = CPU,
-    threads: int = 1,
-    once: bool = False,
-) -> Measured:
-    """Time two contenders interleaved: ours, reference, ours, reference ...
+    def row(
+        self, stage: str, figures: np.ndarray, unit: str, bound_by: str, note: str, **more: Any
+    ) -> Row:
+        """A row of the JSON file: (n, 2) figures, ours and the reference's, and more columns."""
+        ours, reference = np.median(figures, 0).tolist()
+        low, high = figures.min(0).tolist(), figures.max(0).tolist()
+        ratio = ours / reference if unit.endswith("/s") else reference / ours
+        found = environment(self.device)
+        machine = f"{found['device_name']}, {found['cpus']} CPUs"
+        row = {"stage": stage, "device": self.device.type, "ours": ours, "reference": reference}
+        row |= {"unit": unit, "ratio": ratio, "target": None, "bound_by": bound_by}
+        row |= {"repeats": len(figures), "range_ours": [low[0], high[0]]}
+        row |= {"range_reference": [low[1], high[1]], **more, "note": note, "quick": self.quick}
+        row |= {"threads": self.threads, "load_average": round(os.getloadavg()[0], 2)}
+        return {**row, "machine": machine, "versions": found["versions"], "git": found["git"]}
 
-    Args:
-        ours, reference: called once, to set up; they return the work to be timed. Peak memory is
-            that of the set-up and one call together. The first call (three on a GPU, where cuDNN
-            tries its algorithms) is not timed.
-        threads: CPU threads of PyTorch. once: call the (very slow) reference a single time.
-    """
-    repeats = bench.repeats or (1 if bench.quick else repeats)
-    warm_ups = 3 if device.type == "cuda" else 1
-    with cpu_threads(threads):
-        our_work, our_memory, _ = _first_calls(ours, device, warm_ups)
-        work, memory, first = _first_calls(reference, device, 1 if once else warm_ups)
-        our_times, times = [], [first] if once else []
-        for _ in range(repeats):
-            our_times.append(seconds(our_work, device))
-            if not once:
-                times.append(seconds(work, device))
-    return Measured(
-        statistics.median(our_times),
-        statistics.median(times),
-        (min(our_times), max(our_times)),
-        (min(times), max(times)),
-        repeats,
-        our_memory,
-        memory,
-    )
+    def _first_calls(self, work: Work) -> int | None:
+        """Set up and warm up; bytes at the peak of the last call, on a GPU."""
+        if not self.cuda:
+            self.seconds(work)
+            return None
+        before = torch.cuda.memory_allocated(self.device)
+        for _ in range(3):
+            torch.cuda.reset_peak_memory_stats(self.device)  # not what cuDNN's trials took
+            self.seconds(work)
+        return torch.cuda.max_memory_allocated(self.device) - before
 
+    def seconds(self, work: Work) -> float:
+        """Wall time of one call, until the device has done all of it."""
+        synchronize = torch.cuda.synchronize if self.cuda else torch.cpu.synchronize
+        synchronize(self.device)
+        began = time.perf_counter()
+        result = work()
+        if isinstance(result, Iterator):
+            collections.deque(result, maxlen=0)
+        synchronize(self.device)
+        return time.perf_counter() - began
 
-def _first_calls(
-    contender: Callable[[], Work], device: torch.device, warm_ups: int
-) -> tuple[Work, int | None, float]:
-    """(the work, peak bytes of set-up and one call, seconds of the last call)."""
-    before = _reset_peak(device)
-    work = contender()
-    for number in range(warm_ups):
-        if device.type == "cuda" and number == warm_ups - 1:
-            torch.cuda.reset_peak_memory_stats(device)  # not what cuDNN's trials took
-        last = seconds(work, device)
-    peak = _peak(device)
-    return work, None if before is None or peak is None else max(0, peak - before), last
-
-
-def seconds(work: Work, device: torch.device = CPU) -> float:
-    """Wall time of one call, until the device has done all of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Give PyTorch `count` CPU threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _reset_peak(device: torch.device) -> int | None:
-    """Forget the peak so far; bytes in use now (None where the system does not tell)."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not count as room
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):
-        return None
-    return _resident("VmRSS")
+    def arithmetic(self, flop: float, time_taken: float) -> str:
+        """How far a stage of matrix products is from the peak measured in this run."""
+        dtype = precision.AMP_TYPES[self.amp] or torch.float32
+        n = PEAK_SIDE[self.device.type]
+        a, b = (torch.randn(n, n, device=self.device, dtype=dtype) for _ in range(2))
+        peak = 2 * n**3 / min(self.seconds(lambda: a @ b) for _ in range(30))
+        name, rate = str(dtype).removeprefix("torch."), flop / time_taken
+        return (
+            f"convolutions: {rate / 1e12:.3g} TFLOP/s, {100 * rate / peak:.0f}% of the "
+            f"{peak / 1e12:.3g} a {name} matmul reaches here"
+        )
 
 
-def _peak(device: torch.device) -> int | None:
-    cuda = device.type == "cuda"
-    return torch.cuda.max_memory_allocated(device) if cuda else _resident("VmHWM")
-
-
-def _resident(what: str) -> int | None:
-    """This process's resident bytes: VmRSS now, VmHWM at the peak since it was reset."""
-    try:
-        match = re.search(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    except OSError:
-        return None
-    return int(match[1]) * 1024 if match else None
-
-
-def to_device(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Copies on the device, on their way while the call returns where the memory is pinned."""
-    return [tensor.to(device, non_blocking=True) for tensor in tensors]
-
-
-def say(line: str) -> None:
-    """Progress on stderr; the table has stdout to itself."""
-    print(line, file=sys.stderr, flush=True)
+def count_flop(make: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> float:
+    """FLOP of a network's matrix products, in training backwards too: counted, not computed."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = make()
+        for shape in shapes:
+            maps = network(torch.empty(shape))
+            if network.training:
+                maps.sum().backward()
+    return counter.get_total_flops()
