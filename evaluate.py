@@ -22,9 +22,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 import predict
 from core import files, recipe
 from core.data import scoring
@@ -35,6 +32,9 @@ from core.run import distributed, options, record
 from core.run.environment import environment
 from core.run.main import run_main
 from core.run.parallel import Pool
+
+import numpy as np
+import torch
 
 CHUNK = 16  # images a scoring task holds: enough to hide the cost of starting one
 

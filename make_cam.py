@@ -14,9 +14,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from core import recipe
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
@@ -25,6 +22,9 @@ from core.method.networks import Classifier
 from core.run import checkpoint, distributed, inference, options, precision, record
 from core.run.main import run_main
 from core.run.record import Run
+
+import torch
+from torch import nn
 
 
 def get_args_parser() -> options.Parser:

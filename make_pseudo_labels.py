@@ -12,9 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from core import recipe
 from core.data import images
 from core.data.datasets import DataRoot
@@ -24,6 +21,9 @@ from core.method.cam import label_map, otsu
 from core.run import distributed, inference, options, record
 from core.run.main import run_main
 from core.run.record import Run
+
+import numpy as np
+import torch
 
 
 def get_args_parser() -> options.Parser:

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from core import recipe
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
@@ -24,6 +21,9 @@ from core.method.random_walk import random_walk, rescale
 from core.run import checkpoint, distributed, inference, options, precision, record
 from core.run.main import run_main
 from core.run.record import Run
+
+import torch
+from torch import Tensor, nn
 
 
 def get_args_parser() -> options.Parser:

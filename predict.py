@@ -22,13 +22,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor, nn
-from tqdm import tqdm
-
 from core import files, recipe
 from core.data import images, visual
 from core.data.datasets import DataRoot, check_name, class_difference
@@ -39,6 +32,13 @@ from core.run import checkpoint, distributed, inference, options, precision, rec
 from core.run.main import run_main
 from core.run.parallel import Pool
 from core.run.record import Run
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
 
 EXIF_ORIENTATION = 0x112
 

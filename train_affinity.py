@@ -11,9 +11,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from core import recipe
 from core.data.datasets import DataRoot, TrainingViews
 from core.data.transforms import RandomView
@@ -26,6 +23,9 @@ from core.run.main import run_main
 from core.run.plan import Plan
 from core.run.record import Run
 from core.run.training import Trainer
+
+import torch
+from torch import Tensor
 
 
 def get_args_parser() -> options.Parser:

@@ -11,10 +11,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from core import recipe
 from core.data.datasets import DataRoot, TrainingViews
 from core.data.images import IGNORE
@@ -25,6 +21,10 @@ from core.run.main import run_main
 from core.run.plan import Plan
 from core.run.record import Run
 from core.run.training import Trainer
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 
 def get_args_parser() -> options.Parser:

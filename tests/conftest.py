@@ -6,14 +6,14 @@ import json
 import signal
 from pathlib import Path
 
+from core.data.datasets import DataRoot
+from core.data.scores import Scores
+from core.run import record
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from core.data.datasets import DataRoot
-from core.data.scores import Scores
-from core.run import record
 
 torch.set_num_threads(1)
 # A shell starts background jobs deaf to Ctrl-C, and what they start inherits it.

@@ -7,13 +7,13 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
-from conftest import write_cams
-from PIL import Image
-
 from core.data.datasets import VOC_CLASSES, DataRoot
 from core.data.images import write_label
 from tools import report, steps
+
+import numpy as np
+from conftest import write_cams
+from PIL import Image
 
 VOID = {"meta", "img", "br"}
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from core.method.affinity import affinity, paths
+
 import numpy as np
 import pytest
 import torch
 from conftest import golden
-
-from core.method.affinity import affinity, paths
 
 
 def plain_affinity(edge: torch.Tensor, radius: int) -> torch.Tensor:

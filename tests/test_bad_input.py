@@ -8,12 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from conftest import REPO, SMALL, run_stage, write_cams, write_data_root
-from PIL import Image
-
 import evaluate
 import make_affinity_labels
 import make_cam
@@ -23,6 +17,12 @@ import train_segmentation
 from core.errors import InputError
 from core.method.networks import Classifier
 from core.run import checkpoint, record
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, SMALL, run_stage, write_cams, write_data_root
+from PIL import Image
 
 CPU = ["--device", "cpu", "--amp", "off", "--workers", 0]
 

@@ -7,12 +7,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
-from torch import nn
-
 from core.data.transforms import SCALES, RandomView, normalize
 from core.method import crf, losses
 from core.method.cam import multi_scale, of_classes
@@ -22,6 +16,12 @@ from tools import benchmark
 from tools.benchmarking import references, training
 from tools.benchmarking.data import data_root
 from tools.benchmarking.measure import Bench
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
 
 CHEAP = ["loader", "evaluation", "bytes"]
 COLUMNS = {

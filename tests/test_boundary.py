@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from core.method import crf
+from core.method.boundary import at_edges, confident_labels, edge_map
+from core.recipe import AFFINITY_LABELS, LABEL_CRF
+
 import numpy as np
 import pytest
 import torch
 from conftest import golden
 from PIL import Image
-
-from core.method import crf
-from core.method.boundary import at_edges, confident_labels, edge_map
-from core.recipe import AFFINITY_LABELS, LABEL_CRF
 
 
 def edges(images: torch.Tensor) -> torch.Tensor:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
-import torch
-import torch.nn.functional as F
-from conftest import golden, write_data_root
-
 from core.data import scoring
 from core.data.datasets import DataRoot
 from core.data.scores import Scores, sample, strided_size, upsample
 from core.data.transforms import pyramid
 from core.errors import InputError
 from core.method import cam
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import golden, write_data_root
 
 
 def stand_in(images: torch.Tensor) -> torch.Tensor:

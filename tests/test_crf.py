@@ -7,14 +7,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from core.errors import InputError
+from core.method import crf
+from core.method.lattice import Lattice
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from core.errors import InputError
-from core.method import crf
-from core.method.lattice import Lattice
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/realvoc/VOC2012"

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
-import pytest
-import torch
-import torch.nn.functional as F
-from conftest import REPO
-from pretend_cuda import CUDA, Log, pretend_cuda
-from torch import Tensor
-
 from core.data.scores import Scores
 from core.data.transforms import normalize
 from core.errors import InputError
@@ -20,6 +12,14 @@ from core.method.lattice import Lattice, _shared_lattice
 from core.method.puzzle import merge, tile
 from core.method.random_walk import random_walk, rescale
 from core.run import precision
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import REPO
+from pretend_cuda import CUDA, Log, pretend_cuda
+from torch import Tensor
 
 
 @pytest.fixture

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from core.data import images
+from core.data.datasets import VOC_CLASSES, DataRoot, TrainingViews
+from core.data.transforms import MEAN, STD, RandomView, normalize
+from core.errors import InputError
+
 import numpy as np
 import pytest
 import torch
 from conftest import SHARED
 from PIL import Image
-
-from core.data import images
-from core.data.datasets import VOC_CLASSES, DataRoot, TrainingViews
-from core.data.transforms import MEAN, STD, RandomView, normalize
-from core.errors import InputError
 
 REPO_LISTS = Path(__file__).resolve().parent.parent / "data"
 

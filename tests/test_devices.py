@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 
-import pytest
-import torch
-import torch.distributed as dist
-
 from core.errors import InputError
 from core.run import distributed, parallel
 from core.run.main import run_main
+
+import pytest
+import torch
+import torch.distributed as dist
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 
+import evaluate
+import train_affinity
+
 import pytest
 import torch
 from conftest import REPO, SMALL, run_stage
 from faults.stages import STAGES, contents, differing
-
-import evaluate
-import train_affinity
 
 SHARED_STAGES = [n for n, s in STAGES.items() if s.script.startswith(("make", "predict"))]
 

@@ -16,17 +16,17 @@ from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-import torchvision
-from PIL import Image
-
 from core.data.transforms import pyramid
 from core.errors import InputError
 from core.method import boundary, cam, segmentation
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from tools import budget, doctor
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
 
 IDS = ["a", "b", "c"]
 

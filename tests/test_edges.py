@@ -13,17 +13,17 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-import torch
-from conftest import REPO, run_stage
-from faults.stages import STAGES, said
-
 import evaluate
 from core.data.datasets import DataRoot
 from core.data.images import write_label
 from core.errors import InputError
 from core.run import checkpoint, record
 from core.run.main import AGAIN
+
+import pytest
+import torch
+from conftest import REPO, run_stage
+from faults.stages import STAGES, said
 
 SCRIPTS = sorted(p.stem for p in REPO.glob("*.py")) + sorted(
     f"tools.{p.stem}" for p in REPO.glob("tools/*.py") if "def get_args_parser" in p.read_text()
@@ -338,7 +338,7 @@ def test_ctrl_c_at_any_moment(inputs, tmp_path, seconds):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.02)
     stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    assert process.returncode in (130, -2)  # -2: before Python is there
     lines = said(stderr)
     assert len(lines) <= 1 and "".join(lines).startswith("interrupted"), lines
 

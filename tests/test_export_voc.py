@@ -7,15 +7,15 @@ import sys
 import tarfile
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-
 from core.data.images import voc_palette
 from core.errors import InputError
 from core.files import write_json
 from core.run.main import run_main
 from tools import export_voc
+
+import numpy as np
+import pytest
+from PIL import Image
 
 IDS = ["2008_000001", "2008_000002", "2008_000003"]
 INSIDE = "results/VOC2012/Segmentation/comp6_mini_cls"

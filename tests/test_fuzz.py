@@ -12,6 +12,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from core.data import images
+from core.data.datasets import DataRoot
+
 import numpy as np
 import pytest
 from conftest import write_cams, write_data_root
@@ -19,9 +22,6 @@ from faults.stages import row
 from fuzz.bombs import BOMBS
 from fuzz.mutations import REPEATS, damaged, other_checkpoints, other_records
 from fuzz.reading import LIMIT_BYTES, LIMIT_SECONDS, Hang, refusal
-
-from core.data import images
-from core.data.datasets import DataRoot
 
 
 @pytest.fixture

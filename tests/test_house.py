@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from core import recipe
+from core.run import options
+
 import pytest
 from conftest import REPO
-
-from core import recipe
 
 # Each room may import those before it, and its own; nothing but scripts imports scripts.
 ROOMS = ("core", "core.data", "core.method", "core.run", "scripts", "tools")
@@ -121,11 +122,11 @@ HOW = {
 def test_every_option_is_a_setting_or_says_how(script):
     parser = importlib.import_module(script).get_args_parser()
     for action in parser._actions:
-        how = action.type is Path or HOW.get(action.dest, action.dest == "help")
+        how = action.type is options.path or HOW.get(action.dest, action.dest == "help")
         assert (action.dest in parser.how) == how, action.dest
 
 
 @pytest.mark.parametrize("script", STAGES)
 def test_every_stage_takes_the_options_of_the_machine(script):
-    options = importlib.import_module(script).get_args_parser()._option_string_actions
-    assert {"--data", "--split", "--device", "--workers"} <= options.keys()
+    actions = importlib.import_module(script).get_args_parser()._option_string_actions
+    assert {"--data", "--split", "--device", "--workers"} <= actions.keys()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
 from core import recipe
 from core.data.scores import Scores, upsample
 from core.run import precision
 from make_affinity_labels import Labelling as AffinityLabelling
 from make_pseudo_labels import Labelling as PseudoLabelling
 from make_random_walk import walk
+
+import numpy as np
+import torch
+from PIL import Image
 
 CPU = torch.device("cpu")
 SIZE = (48, 72)

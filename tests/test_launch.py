@@ -11,12 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+from core.errors import InputError
+from core.run import launch
+
 import pytest
 from conftest import REPO, SMALL
 from faults.stages import row, said, stamp, wait_for_start, wait_gone
-
-from core.errors import InputError
-from core.run import launch
 
 AGAIN = "the same command goes on from here"
 SCRIPT = """
@@ -166,8 +166,7 @@ def test_two_nodes(tmp_path):
     [
         ([], "no script: give a stage's script"),
         (["nothing.py"], "nothing.py: give a stage's script"),
-        (["--processes", "0", "evaluate.py"], "--processes and --nodes are at least 1"),
-        (["--nodes", "2", "--node-rank", "2", "evaluate.py"], "--node-rank is less than --nodes"),
+        (["--nodes", "2", "--node-rank", "2", "evaluate.py"], "less than --nodes 2 is needed"),
         (["--nodes", "2", "evaluate.py"], "--master None: give HOST:PORT"),
         (["--nodes", "2", "--master", "host", "evaluate.py"], "--master host: give HOST:PORT"),
     ],

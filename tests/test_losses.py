@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+from core.method import losses
+from core.method.affinity import paths
+
 import numpy as np
 import pytest
 import torch
 from conftest import golden
-
-from core.method import losses
-from core.method.affinity import paths
 
 
 def test_golden():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-
 from core.data.images import voc_palette
 from core.errors import InputError
 from core.run.main import run_main
 from tools import make_shapes
+
+import numpy as np
+import pytest
+from PIL import Image
 
 
 def make(out: Path, *options: str) -> Path:
@@ -116,6 +116,7 @@ def test_foreign_files_are_never_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--train", "--val", "--size", "--seed"])
 def test_impossible_numbers_are_refused(tmp_path: Path, option: str) -> None:
-    with pytest.raises(InputError, match=option):
+    with pytest.raises(SystemExit) as end:
         make(tmp_path / "data", option, "-1")
+    assert end.value.code == 2
     assert not any(tmp_path.iterdir())

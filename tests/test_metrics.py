@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from core.data.metrics import ConfusionMatrix, ThresholdSweep
+
 import numpy as np
 import pytest
 import torch
 from conftest import golden
-
-from core.data.metrics import ConfusionMatrix, ThresholdSweep
 
 
 def confusion(pred, gt, n_classes: int) -> ConfusionMatrix:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from math import prod
 
+from core.errors import InputError
+from core.method import backbones
+from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
+from core.run import checkpoint, optimizer, weights
+
 import numpy as np
 import pytest
 import torch
 import torchvision
 from conftest import golden
 from torch import nn
-
-from core.errors import InputError
-from core.method import backbones
-from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
-from core.run import checkpoint, optimizer, weights
 
 
 @pytest.mark.parametrize("name", backbones.TORCHVISION)

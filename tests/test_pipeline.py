@@ -6,11 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
-import pytest
-from conftest import SHARED, SMALL, run_stage, write_data_root
-from PIL import Image
-
 import evaluate
 import make_affinity_labels
 import make_cam
@@ -23,6 +18,11 @@ import train_segmentation
 from core.data.images import voc_palette
 from core.errors import InputError
 from core.run import record
+
+import numpy as np
+import pytest
+from conftest import SHARED, SMALL, run_stage, write_data_root
+from PIL import Image
 
 REAL = SHARED / "realvoc" / "VOC2012"
 

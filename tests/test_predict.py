@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-import torch.nn.functional as F
-from PIL import Image
-
 import predict
 from core.data import images
 from core.errors import InputError
 from core.method import segmentation
 from core.method.networks import Classifier, DeepLabV3Plus
 from core.run import checkpoint
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
 
 CLASSES = ["disc", "square", "bar"]
 COMMON = ["--device", "cpu", "--amp", "off", "--scales", "1.0", "--jobs", "1", "--workers", "0"]

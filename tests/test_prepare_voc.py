@@ -6,15 +6,15 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-
 from core.data.datasets import DataRoot
 from core.data.images import read_label, voc_palette, write_label
 from core.errors import InputError
 from core.run.main import run_main
 from tools import prepare_voc
+
+import numpy as np
+import pytest
+from PIL import Image
 
 TRAIN, SBD_ONLY, VAL = "2007_000032", "2008_000008", "2007_000033"  # real ids, other pictures
 LABELS = {TRAIN: ["aeroplane", "person"], SBD_ONLY: ["horse", "person"], VAL: ["aeroplane"]}

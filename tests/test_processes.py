@@ -12,12 +12,6 @@ import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
 
-import numpy as np
-import pytest
-import torch
-from conftest import REPO, SMALL
-from faults.stages import said
-
 import make_cam
 import train_classification
 from core.errors import InputError
@@ -25,6 +19,12 @@ from core.run import lock
 from core.run.inference import read_ahead
 from core.run.main import run_main
 from core.run.parallel import Pool
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, SMALL
+from faults.stages import said
 
 CPU_TEXT = (
     "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you "

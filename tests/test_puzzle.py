@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from core.method.puzzle import merge, tile
+
 import numpy as np
 import pytest
 import torch
 from conftest import golden
-
-from core.method.puzzle import merge, tile
 
 
 def test_golden():

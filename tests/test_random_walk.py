@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from core.method.affinity import affinity, paths
+from core.method.random_walk import random_walk, rescale, transition
+
 import numpy as np
 import pytest
 import torch
 from conftest import REPO, golden
-
-from core.method.affinity import affinity, paths
-from core.method.random_walk import random_walk, rescale, transition
 
 
 def example(size: tuple[int, int], n_classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

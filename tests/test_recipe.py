@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from core import recipe
+
 import pytest
 from conftest import REPO
-
-from core import recipe
 
 TRAINING = {
     "batch_size": 32,

@@ -7,17 +7,17 @@ import re
 import statistics
 from pathlib import Path
 
-import pytest
-from conftest import write_cams
-from PIL import Image
-from report_runs import classifier, evaluation, make, write_demo, write_json, write_tree
-
 from core.data.datasets import DataRoot
 from core.errors import InputError
 from tools import report, steps
 from tools.reporting import charts, paper, summarise
 from tools.reporting.collect import collect, read_log
 from tools.steps import Step
+
+import pytest
+from conftest import write_cams
+from PIL import Image
+from report_runs import classifier, evaluation, make, write_demo, write_json, write_tree
 
 
 @pytest.fixture

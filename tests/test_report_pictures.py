@@ -7,11 +7,6 @@ import io
 import re
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-from report_runs import make, write_demo, write_run
-
 import predict
 from core.data.datasets import DataRoot
 from core.data.images import write_label
@@ -19,6 +14,11 @@ from tools import report
 from tools.reporting import gallery
 from tools.reporting.collect import collect
 from tools.reporting.pictures import Album, albums
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_runs import make, write_demo, write_run
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-from conftest import run_stage
-from faults.stages import STAGES
-
 import evaluate
 from core.data.images import read_label, write_label
 from core.data.scores import Scores
 from core.errors import InputError
 from core.run import checkpoint, record
+
+import pytest
+from conftest import run_stage
+from faults.stages import STAGES
 
 
 def without_last_line(path: Path) -> None:

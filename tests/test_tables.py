@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-from conftest import REPO, write_data_root
-
 from tools import steps, tables
 from tools.steps import Step
+
+import pytest
+from conftest import REPO, write_data_root
 
 # Stands for every script: notes its command; fails where the environment says so.
 FAKE = """#!/usr/bin/env python

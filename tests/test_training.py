@@ -10,11 +10,6 @@ import sys
 import time
 from itertools import chain
 
-import numpy as np
-import pytest
-import torch
-from conftest import REPO, SMALL, golden, run_stage
-
 import train_affinity
 import train_classification
 from core.errors import InputError
@@ -22,6 +17,11 @@ from core.method import losses
 from core.method.networks import AffinityNet, Classifier
 from core.method.puzzle import merge, tile
 from core.run import optimizer, sampling, training
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, SMALL, golden, run_stage
 
 
 def test_sgd_poly_golden():

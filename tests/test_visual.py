@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from core.data import images, visual
+
 import numpy as np
 import pytest
-
-from core.data import images, visual
 
 GREY = np.full((20, 30, 3), 128, np.uint8)
 

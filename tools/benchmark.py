@@ -20,10 +20,6 @@ import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
-import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
-
 from core import files
 from core.errors import InputError
 from core.method import crf
@@ -32,6 +28,10 @@ from core.run.main import run_main
 from core.run.parallel import cpu_count
 from tools.benchmarking import inference, training
 from tools.benchmarking.measure import Bench, Row
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
 STAGES = {
     "loader": training.loader,

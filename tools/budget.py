@@ -13,15 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
 from core.data import datasets, images
 from core.errors import InputError
 from core.method import affinity, boundary, cam, segmentation
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from tools import steps
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 GIB = 2**30
 DTYPES = {False: torch.float32, True: torch.bfloat16}  # by whether precision is half

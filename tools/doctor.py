@@ -79,10 +79,10 @@ def check_crf(_: argparse.Namespace) -> Findings:
 
 
 def check_memory(args: argparse.Namespace) -> Findings:
-    import torch
-
     from core.run import precision
     from tools import budget
+
+    import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
@@ -116,10 +116,10 @@ def check_memory(args: argparse.Namespace) -> Findings:
 
 
 def check_weights(args: argparse.Namespace) -> Findings:
-    import torch
-
     from core.method import backbones
     from core.run import weights
+
+    import torch
 
     if args.weights != "imagenet":
         weights.load(args.weights, args.backbone)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from core import files
 from core.data import images, transforms
 from core.errors import InputError
+
+import numpy as np
+import torch
+from torch import Tensor
 
 FOLDERS = ("JPEGImages", "ImageSets", "Annotations", "SegmentationClass")
 VOC_CLASSES = (  # noqa: SIM905 - reads better than twenty quoted words

@@ -3,14 +3,14 @@
 import warnings
 from pathlib import Path
 
+from core.errors import InputError
+from core.files import atomic_path
+from core.recipe import DATA
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-
-from core.errors import InputError
-from core.files import atomic_path
-from core.recipe import DATA
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg

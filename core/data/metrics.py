@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from core.data.images import IGNORE
+
+import numpy as np
 
 
 class ConfusionMatrix:

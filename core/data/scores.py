@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from core.errors import InputError
+from core.files import atomic_path
+from core.recipe import CAM
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from core.errors import InputError
-from core.files import atomic_path
-from core.recipe import CAM
 
 STRIDE = CAM.stride  # score files, edges and the random walk live on this grid
 

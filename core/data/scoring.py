@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from core.data import images
 from core.data.datasets import DataRoot
 from core.data.metrics import ConfusionMatrix, ThresholdSweep
 from core.data.scores import Scores, upsample
+
+import numpy as np
+import torch
 
 
 def scores(

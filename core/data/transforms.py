@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.data.images import IGNORE
+from core.recipe import CAM, CLASSIFICATION, DATA
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
-
-from core.data.images import IGNORE
-from core.recipe import CAM, CLASSIFICATION, DATA
 
 MEAN, STD = DATA.mean, DATA.std
 _MEAN, _STD = (torch.tensor(rgb).view(1, 3, 1, 1) * 255 for rgb in (MEAN, STD))

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from types import ModuleType
 
-import torchvision
-from torch import Tensor, nn
-
 from core.errors import InputError
 from core.recipe import BACKBONE
+
+import torchvision
+from torch import Tensor, nn
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
 TIMM = {"resnest50": "resnest50d", "resnest101": "resnest101e", "resnest269": "resnest269e"}

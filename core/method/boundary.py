@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
-
 from core.data.images import IGNORE
 from core.data.scores import STRIDE, strided_size
 from core.data.transforms import normalize
 from core.recipe import RANDOM_WALK
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 
 def confident_labels(foreground_labels: np.ndarray, background_labels: np.ndarray) -> np.ndarray:

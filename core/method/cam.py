@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Sequence
 
+from core.data import transforms
+from core.data.scores import sample, strided_size, upsample
+from core.data.transforms import SCALES, pyramid
+from core.recipe import CAM
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-
-from core.data import transforms
-from core.data.scores import sample, strided_size, upsample
-from core.data.transforms import SCALES, pyramid
-from core.recipe import CAM
 
 Network = Callable[[Tensor], Tensor]
 

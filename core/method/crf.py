@@ -17,13 +17,13 @@ import sys
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from core.errors import InputError
 from core.method.lattice import bilateral_lattice, spatial_lattice
 from core.recipe import LABEL_CRF, PROBABILITY_CRF
+
+import numpy as np
+import torch
+from torch import Tensor
 
 Device = torch.device | str | None
 BACKENDS = ("auto", "pydensecrf", "torch")

@@ -4,14 +4,14 @@ All are computed in float32 or wider, under autocast too: bfloat16 has 8 bits, a
 thousands of pixels or a logarithm near 0 needs more.
 """
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from core.data.images import IGNORE
 from core.method.affinity import neighbour, pair_affinity, paths
 from core.recipe import AFFINITY
 from core.recipe import CLASSIFICATION as PUZZLE
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 
 def _wide(values: Tensor) -> Tensor:

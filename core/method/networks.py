@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
+from core.method.backbones import Backbone
+from core.recipe import AFFINITY, SEGMENTATION
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
-
-from core.method.backbones import Backbone
-from core.recipe import AFFINITY, SEGMENTATION
 
 Weights = Mapping[str, Tensor] | None  # a backbone's state dict; None: random
 

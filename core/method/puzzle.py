@@ -3,10 +3,10 @@
 Puzzle-CAM (arXiv 2101.11253), section "The puzzle module". Neither direction has a parameter.
 """
 
+from core.recipe import CLASSIFICATION
+
 import torch
 from torch import Tensor
-
-from core.recipe import CLASSIFICATION
 
 
 def tile(images: Tensor, grid: int = CLASSIFICATION.grid) -> Tensor:

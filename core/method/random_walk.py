@@ -8,14 +8,14 @@ CPU at 94 x 125, and in 200 MB at 225 x 300, where the dense matrix alone takes 
 import warnings
 from collections.abc import Sequence
 
+from core.data.scores import upsample
+from core.method.affinity import affinity, paths
+from core.recipe import RANDOM_WALK
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-
-from core.data.scores import upsample
-from core.method.affinity import affinity, paths
-from core.recipe import RANDOM_WALK
 
 
 def random_walk(

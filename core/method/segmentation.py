@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from core.method import cam
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from core.method import cam
 
 BAND = 64  # rows upsampled at a time: 4000 pixels wide and 21 classes make 21 MB
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from core.data.datasets import check_name, class_difference
 from core.errors import InputError, out_of_memory
 from core.files import atomic_path
+
+import torch
+from torch import Tensor, nn
 
 
 def save(path: Path, value: dict[str, Any]) -> None:
@@ -113,9 +113,10 @@ def check_finite(state: dict[str, Tensor], source: str) -> None:
     Raises:
         InputError: naming the first tensor that holds some.
     """
-    for name, tensor in state.items():
-        if not bool(tensor.isfinite().all()):
-            raise InputError(f"{source}: {name!r} holds NaN or inf; take an earlier checkpoint")
+    finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
+    if not all(finite):
+        name = list(state)[finite.index(False)]
+        raise InputError(f"{source}: {name!r} holds NaN or inf; take an earlier checkpoint")
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -16,12 +16,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from core.errors import InputError
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
-
-from core.errors import InputError
 
 T = TypeVar("T")
 JOINING = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # the environment of one of many

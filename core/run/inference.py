@@ -7,11 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
 from core.data import images
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
@@ -19,6 +14,11 @@ from core.data.transforms import pyramid
 from core.errors import InputError
 from core.run import distributed
 from core.run.parallel import Pool, ignore_interrupts, signals_held
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T", str, list[str])
 R = TypeVar("R")

@@ -139,6 +139,7 @@ class _Stopped(SystemExit):
 
 
 def _stop(signum: int, _: FrameType | None) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a DataLoader's, for processes that die as well
     raise _Stopped(signum)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from core import recipe
+
 import torch
 from torch import nn
-
-from core import recipe
 
 
 def poly_lr(

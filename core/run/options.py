@@ -127,7 +127,7 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
         "--accumulate", type=integer(1, 65536), default=1,
         help="split each batch into this many microbatches to save memory; BatchNorm sees those",
     )  # fmt: skip
-    p.add_constant(stage, "lr", number(1e-9, 100), rates)
+    p.add_constant(stage, "lr", number(1e-9, 1e6), rates)
     words = "Nesterov; the default is what the authors' code ran with (README, Differences)"
     p.add_constant(stage, "momentum", number(0, 0.9999), words)
     p.add_constant(stage, "weight_decay", number(0, 1), "0 on biases")
@@ -159,7 +159,7 @@ def add_inference(p: Parser, stage: Any, batch_images: int) -> None:
 
 def add_crf(p: Parser, stage: Any, default: str = "auto") -> None:
     """--crf-iterations, --crf-backend and --jobs."""
-    p.add_constant(stage, "crf_iterations", integer(1, 1000), "mean-field steps")
+    p.add_constant(stage, "crf_iterations", integer(1, 10_000), "mean-field steps")
     words = "auto: torch on a GPU, pydensecrf on a CPU where it is installed"
     p.add_argument("--crf-backend", choices=crf.BACKENDS, default=default, help=words)
     add_jobs(p)

@@ -15,9 +15,9 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
-import torch
-
 from core.run import distributed
+
+import torch
 
 R = TypeVar("R")
 CPU = torch.device("cpu")

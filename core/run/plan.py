@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-import torch
-
 from core import recipe
 from core.errors import InputError
 from core.run import distributed, precision
+
+import torch
 
 
 @dataclass(frozen=True)

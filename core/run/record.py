@@ -13,14 +13,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from core import files
 from core.data.datasets import FOLDERS, class_difference
 from core.errors import InputError
 from core.run import distributed, lock, options
 from core.run import main as ending
 from core.run.environment import environment, git_commit, versions
+
+import torch
 
 # What a directory holds, and the ending of its files.
 HOLDS = {"model": "model.pt", "scores": ".npz", "labels": ".png"}

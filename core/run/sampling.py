@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from core.run import distributed
+
 import numpy as np
 from torch.utils.data import Sampler
-
-from core.run import distributed
 
 
 class GlobalBatches(Sampler[list[int]]):

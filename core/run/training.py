@@ -7,12 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
-
 from core.data.datasets import TrainingViews
 from core.data.transforms import normalize
 from core.errors import InputError
@@ -21,6 +15,12 @@ from core.run.optimizer import poly_lr, sgd
 from core.run.plan import Plan
 from core.run.record import Log
 from core.run.sampling import GlobalBatches
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 
 class Trainer:

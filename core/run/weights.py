@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-from torch import Tensor
-
 from core.errors import InputError
 from core.method.backbones import TIMM, TORCHVISION, Backbone, import_timm
 from core.run import checkpoint, record
+
+import torch
+import torchvision
+from torch import Tensor
 
 IMAGENET = {  # the ImageNet weights of the paper are torchvision's first set
     name: torchvision.models.get_model_weights(name).IMAGENET1K_V1 for name in TORCHVISION

@@ -14,10 +14,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pytest
-from conftest import write_data_root
-
 from faults.stages import (
     SIGNAL_STATUS,
     STAGES,
@@ -37,6 +33,10 @@ from faults.stages import (
     wait_for_start,
     wait_gone,
 )
+
+import numpy as np
+import pytest
+from conftest import write_data_root
 
 pytestmark = pytest.mark.faults
 KILLS = 4  # a stage: 32 in all

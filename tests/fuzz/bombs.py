@@ -11,9 +11,6 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from core.data import images
 from core.data.datasets import DataRoot, read_annotation
 from fuzz.mutations import jpegs, torch_bytes
@@ -26,6 +23,9 @@ from fuzz.reading import (
     read_model,
     read_record,
 )
+
+import numpy as np
+import torch
 
 
 def png_header(width: int, height: int, text: int = 0) -> bytes:

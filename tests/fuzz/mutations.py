@@ -6,10 +6,6 @@ import io
 import json
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
 from core.data import images
 from core.data.datasets import DataRoot, read_annotation
 from core.data.scores import Scores
@@ -23,6 +19,10 @@ from fuzz.reading import (
     read_own_record,
     read_record,
 )
+
+import numpy as np
+import torch
+from PIL import Image
 
 JUNK = (
     None,

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
 from core.errors import InputError
 from core.method.networks import Classifier
 from core.run import checkpoint, record, weights
+
+import torch
+from torch import nn
 
 LIMIT_SECONDS = 10  # for one input, on a busy machine
 LIMIT_BYTES = 1 << 30  # by which the peak memory of this process may grow

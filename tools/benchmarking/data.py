@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-
 from core.data.datasets import VOC_CLASSES, DataRoot
 from core.data.images import write_label
 from core.data.scores import Scores, strided_size, upsample
 from tools import make_shapes
 from tools.benchmarking.measure import Bench
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
 
 SPLIT = "train"
 # Grain (cell in pixels, amplitude, channels) laid over the drawn shapes: with it a 375x500 JPEG has

@@ -7,10 +7,6 @@ from collections.abc import Iterator
 from functools import cache, partial
 from itertools import starmap
 
-import numpy as np
-import torch
-from PIL import Image
-
 from core.data import images, scoring
 from core.data.scores import strided_size
 from core.data.transforms import SCALES
@@ -26,6 +22,10 @@ from make_affinity_labels import Labelling
 from tools.benchmarking import references
 from tools.benchmarking.data import SPLIT, data_root
 from tools.benchmarking.measure import Bench, Rows, count_flop
+
+import numpy as np
+import torch
+from PIL import Image
 
 RADIUS, BETA, LOG2_STEPS = RANDOM_WALK.radius, RANDOM_WALK.beta, RANDOM_WALK.log2_steps
 THRESHOLDS = EVALUATION.paper_thresholds

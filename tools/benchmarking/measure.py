@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from core.run import precision
+from core.run.environment import environment
+
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from core.run import precision
-from core.run.environment import environment
 
 Work = Callable[[], object]  # an iterator that it returns is gone through
 Row = dict[str, Any]

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor, nn
-
 from core.data.datasets import DataRoot
 from core.data.scores import strided_size
 from core.data.transforms import MEAN, SCALES, STD
 from core.method import crf
 from core.method.affinity import affinity, paths
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
 
 
 def normalise(image: Image.Image) -> np.ndarray:

@@ -8,13 +8,6 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import default_collate
-from tqdm import tqdm
-
 import train_affinity
 import train_classification
 import train_segmentation
@@ -29,6 +22,13 @@ from core.run.training import Trainer
 from tools.benchmarking import references
 from tools.benchmarking.data import SPLIT, data_root
 from tools.benchmarking.measure import Bench, Row, Rows, Work, count_flop
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+from tqdm import tqdm
 
 NEVER = 10**9  # steps between log rows and between checkpoints
 RATE = 1e-4  # the weights hardly move

@@ -6,11 +6,11 @@ import base64
 import io
 from pathlib import Path
 
+from tools.reporting.collect import Row
+
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-
-from tools.reporting.collect import Row
 
 OWN_CHART = {"alpha": "alpha", "lr": "learning rate", "peak": "peak of the present classes' maps"}
 STYLE = Path(__file__).parent / "templates" / "charts.mplstyle"

@@ -8,13 +8,6 @@ import tempfile
 from argparse import Namespace
 from pathlib import Path
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from PIL import Image
-from tqdm import tqdm
-
 import predict
 from core import files
 from core.data import images, visual
@@ -22,6 +15,13 @@ from tools import steps
 from tools.reporting.charts import STYLE, data_uri
 from tools.reporting.collect import Family, noting
 from tools.reporting.pictures import Album, Cell, Column, Strip
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+from tqdm import tqdm
 
 SECTIONS = ("best", "median", "worst")
 WIDTH, DPI = 6, 100  # columns that short rows fill together; pixels an inch

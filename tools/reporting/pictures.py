@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from core import recipe
 from core.data import images, scoring
 from core.data.datasets import DataRoot
@@ -20,6 +18,8 @@ from tools import steps
 from tools.reporting import summarise
 from tools.reporting.collect import Family, noting, number
 from tools.steps import Step
+
+import numpy as np
 
 
 class Column(NamedTuple):
