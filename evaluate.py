@@ -24,7 +24,7 @@ from typing import Any
 
 import predict
 from core import files, recipe
-from core.data import scoring
+from core.data import images, scoring
 from core.data.datasets import DataRoot
 from core.data.metrics import ConfusionMatrix, ThresholdSweep
 from core.errors import InputError
@@ -147,9 +147,10 @@ def inputs_of(
 ) -> tuple[dict[str, str], str | None]:
     """Digests of everything the figures depend on, and which map is scored."""
     masks = [data.mask_path(i, args.masks) for i in ids]
-    inputs, map_name = {"data": data.digest(ids)}, None
+    inputs, map_name = data.inputs(ids, verify=args.verify), None
     if any(path.exists() for path in masks):
         inputs["masks"] = files.digest_files(masks)
+        images.check_classes(masks)
     elif args.save_predictions is None or args.json is not None:
         raise InputError(
             f"{masks[0].parent}: no ground truth for split {args.split!r}; predict.py makes label "

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     data = DataRoot(args.data)
     ids = data.ids(args.split)
     scores = record.read(args.scores, "scores", data.classes, ids)
-    inputs = {"data": data.digest(ids), "scores": scores["digest"]}
+    inputs = {**data.inputs(ids, verify=args.verify), "scores": scores["digest"]}
     backend = crf.resolve_backend(args.crf_backend, device)
     where = crf.device_of(backend, device)
     resolved = {"crf_backend": backend}

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     ids = data.ids(args.split)
     labels = data.image_labels(ids)
     inputs = {
-        "data": data.digest(ids, labels),
+        **data.inputs(ids, labels, verify=args.verify),
         "checkpoint": record.read_model(args.checkpoint, data.classes),
     }
     amp = precision.amp_type(args.amp, device)

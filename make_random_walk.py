@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     ids = data.ids(args.split)
     before = record.read(args.scores, "scores", data.classes, ids)
     inputs = {
-        "data": data.digest(ids),
+        **data.inputs(ids, verify=args.verify),
         "scores": before["digest"],
         "checkpoint": record.read_model(args.checkpoint),
     }

@@ -16,7 +16,6 @@ grow with the picture.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,9 +37,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
-
-EXIF_ORIENTATION = 0x112
 
 
 def get_args_parser() -> options.Parser:
@@ -48,6 +44,7 @@ def get_args_parser() -> options.Parser:
     p.add_argument("pictures", type=Path, nargs="*", help="JPEG or PNG files, or folders of them")
     p.add_argument("--data", type=Path, help="data root, in place of pictures")
     p.add_argument("--split", default="val", help="list in ImageSets/Segmentation, without .txt")
+    options.add_verify(p)
     p.add_argument("--checkpoint", type=Path, required=True, help="model.pt of a segmentation")
     options.add_out(p)
     options.add_inference(p, recipe.PREDICTION, batch_images=2)
@@ -68,11 +65,10 @@ def find_pictures(given: list[Path]) -> dict[str, Path]:
         InputError: nothing there, or two files that would overwrite each other's results.
     """
     found: dict[str, Path] = {}
-    endings = {extension.lower() for extension in images.EXTENSIONS}
     for path in given:
         members = [path]
         if path.is_dir():
-            members = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
+            members = sorted(p for p in path.iterdir() if p.suffix.lower() in images.ENDINGS)
             members = [p for p in members if p.is_file() and not p.name.startswith(".")]
             if not members:
                 raise InputError(f"{path}: no JPEG or PNG in this folder")
@@ -164,13 +160,6 @@ def probabilities(
         yield from zip(group, probs.cpu() if host else probs, strict=True)
 
 
-def note_rotation(path: Path) -> None:
-    """Say that a picture's EXIF rotation is not applied."""
-    with contextlib.suppress(InputError), images.open_checked(path) as header:
-        if header.getexif().get(EXIF_ORIENTATION, 1) != 1:
-            tqdm.write(f"note: {path}: its EXIF rotation is ignored; turn the pixels to have it")
-
-
 def predict(
     args: argparse.Namespace,
     network: nn.Module,
@@ -224,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
             raise InputError(f"{args.checkpoint}: {what}")
         ids = data.ids(args.split)
         pictures = {i: data.image_path(i) for i in ids}
-        inputs["data"] = data.digest(ids)
+        inputs |= data.inputs(ids, verify=args.verify)
     else:
         pictures = find_pictures(args.pictures)
         inputs["pictures"] = files.digest_files(pictures.values())
@@ -240,8 +229,6 @@ def main(argv: list[str] | None = None) -> None:
             (args.out / "overlays").mkdir(exist_ok=True)
             legend = args.out / "overlays" / "legend.png"
             images.write_png(legend, visual.legend(network.classes))
-            for path in pictures.values():
-                note_rotation(path)
         if isinstance(network, Classifier):
             (args.out / "heat_maps").mkdir(exist_ok=True)
         network = network.to(device, memory_format=torch.channels_last)

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     network = AffinityNet(args.backbone, start)
 
     inputs = {
-        "data": data.digest(ids),
+        **data.inputs(ids, verify=args.verify),
         "labels": record.read_labels(args.labels, ids, data.classes),
         "weights": weights.digest(args.weights),
     }

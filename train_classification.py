@@ -92,7 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     network = Classifier(args.backbone, len(data.classes), start)
 
-    inputs = {"data": data.digest(ids, labels), "weights": weights.digest(args.weights)}
+    inputs = data.inputs(ids, labels, verify=args.verify)
+    inputs["weights"] = weights.digest(args.weights)
     run = Run("train_classification", args, device, "model", data.classes, inputs, plan.resolved())
     with run:
         if run.finished:

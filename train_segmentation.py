@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     network = DeepLabV3Plus(args.backbone, data.n_labels, start)
 
     inputs = {
-        "data": data.digest(ids),
+        **data.inputs(ids, verify=args.verify),
         "labels": record.read_labels(args.labels, ids, data.classes),
         "weights": weights.digest(args.weights),
     }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from core.data import images
 from core.data.datasets import VOC_CLASSES, DataRoot, TrainingViews
+from core.data.images import write_label
 from core.data.transforms import MEAN, STD, RandomView, normalize
 from core.errors import InputError
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
-from PIL import Image
+from PIL import Image, ImageOps
 
 REPO_LISTS = Path(__file__).resolve().parent.parent / "data"
 
@@ -47,11 +49,99 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, name, make):
     assert abs(got.astype(int) - wanted).mean() < (20 if name == "palette.png" else 12)
 
 
-def test_rotation_tag_is_ignored(tmp_path):
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", [".jpg", ".png"])
+def test_images_are_turned_as_exif_says(tmp_path, orientation, ending):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
-    assert images.read_image(tmp_path / "a.jpg").shape == (3, 20, 30)
+    exif[0x0112] = orientation
+    path = tmp_path / f"a{ending}"
+    Image.fromarray(picture()).save(path, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    image = images.as_array(images.read_image(path))
+    assert images.image_size(path) == image.shape[:2] == upright.shape[:2]
+    # Two decoders of JPEG round differently.
+    assert np.abs(image.astype(int) - upright).max() <= (2 if ending == ".jpg" else 0)
+
+
+def test_a_mask_that_is_not_turned_with_its_image(tmp_path):
+    write_label(tmp_path / "a.png", np.zeros((30, 40), np.uint8))
+    with pytest.raises(InputError, match=r"30x40; .* as the image's EXIF says"):
+        images.read_label(tmp_path / "a.png", 4, (40, 30))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_grey_levels_of_16_bit_files(tmp_path, bits, capsys, monkeypatch):
+    """What a camera of 12 bits puts into 16 keeps its 8 upper bits; said once."""
+    monkeypatch.setattr(images, "_noted", set())
+    levels = np.linspace(0, 2**bits - 1, 48 * 64).round().astype(np.uint16).reshape(48, 64)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    for _ in range(2):
+        grey = images.read_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(grey[0], levels >> (bits - 8))
+    assert capsys.readouterr().err.count(f"{bits} bits used") == (bits < 16)
+
+
+def test_two_images_of_one_id(data_root):
+    folder = data_root / "JPEGImages"
+    (folder / "train0.jpg").rename(folder / "train0.Jpg")
+    assert DataRoot(data_root).image_path("train0").name == "train0.Jpg"
+    (folder / "train1.PNG").write_bytes((folder / "train1.jpg").read_bytes())
+    with pytest.raises(InputError, match=r"train1\.PNG: train1\.jpg has the same id; remove one"):
+        DataRoot(data_root).image_path("train1")
+
+
+@pytest.mark.parametrize("name", ["_background_", "Background", "__ignore__", "void", "BACKGROUND"])
+def test_labels_that_are_no_classes(data_root, name):
+    text = (data_root / "classes.txt").read_text()
+    (data_root / "classes.txt").write_text(f"{name}\n{text}")
+    with pytest.raises(InputError, match=f"classes.txt: leave '{name}' out"):
+        DataRoot(data_root)
+
+
+def test_masks_where_255_is_the_object(tmp_path):
+    for i in range(3):
+        label = np.zeros((8, 8), np.uint8)
+        label[2:5, 2:5] = 255
+        write_label(tmp_path / f"{i}.png", label)
+    paths = sorted(tmp_path.glob("*.png"))
+    with pytest.raises(InputError, match=r"0\.png: holds 255, which is 'ignore'.*write its class"):
+        images.check_classes(paths)
+    label[0, 0] = 1
+    write_label(paths[2], label)
+    images.check_classes(paths)
+    for path in paths:
+        write_label(path, np.zeros((8, 8), np.uint8))
+    images.check_classes(paths)  # pictures without any class
+
+
+def test_colours_of_voc_at_other_indices(tmp_path):
+    """A map that went through RGB and back; palettes of one's own are no fault."""
+    label = np.zeros((16, 16), np.uint8)
+    label[4:8], label[8:12], label[12:] = 12, 15, 255
+    write_label(tmp_path / "a.png", label)
+    assert (images.read_label(tmp_path / "a.png", 21) == label).all()
+    Image.open(tmp_path / "a.png").convert("RGB").quantize(256).save(tmp_path / "b.png")
+    with pytest.raises(
+        InputError, match=r"b\.png: index \d+ has the colour \(.*of label \d+: save"
+    ):
+        images.read_label(tmp_path / "b.png", 21)
+    own = Image.fromarray(np.minimum(label, 2))
+    own.putpalette([0, 0, 0, 128, 0, 0, 10, 200, 30])
+    own.save(tmp_path / "c.png")
+    assert set(np.unique(images.read_label(tmp_path / "c.png", 3))) == {0, 2}
+
+
+def test_replaced_images_are_noticed(data_root):
+    """By size and time; with --verify by their contents, whatever their times."""
+    data = DataRoot(data_root)
+    ids = data.ids("train")
+    before, contents = data.inputs(ids), data.inputs(ids, verify=True)
+    path = data.image_path(ids[0])
+    os.utime(path, (1, 1))
+    assert data.inputs(ids)["images"] != before["images"]
+    assert data.inputs(ids, verify=True)["contents"] == contents["contents"]
+    path.write_bytes(data.image_path(ids[1]).read_bytes())
+    assert data.inputs(ids, verify=True)["contents"] != contents["contents"]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])

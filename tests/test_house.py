@@ -113,6 +113,7 @@ HOW = {
     "overwrite": True,
     "save_every": True,
     "stale": True,
+    "verify": True,
     "weights": True,  # what they hold is compared
     "workers": True,
 }

@@ -44,9 +44,14 @@ LISTS, MODEL = "data/ImageSets/Segmentation/{}.txt", "{}/model.pt"
 # stage, changed option or file, how it is changed, part of the message
 STALE = [
     ("classification", ["--alpha", 2], None, r"settings \(alpha 4.0 -> 2.0\)"),
-    ("classification", LISTS.format("train"), without_last_line, r"inputs \(data \w+ -> \w+\)"),
+    (
+        "classification",
+        LISTS.format("train"),
+        without_last_line,
+        r"inputs \(data \w+ -> \w+, images",
+    ),
     ("cam", ["--scales", 1], None, r"scales \[0.5, 1.0, 1.5, 2.0\] -> \[1.0\]"),
-    ("cam", LISTS.format("train"), without_last_line, r"\(data \w+ -> \w+\)"),
+    ("cam", LISTS.format("train"), without_last_line, r"\(data \w+ -> \w+, images"),
     ("cam", MODEL.format("classification"), with_other_weight, r"checkpoint \w+ -> \w+"),
     ("affinity_labels", ["--background-threshold", 0.2], None, r"background_threshold 0.1 -> 0.2"),
     ("affinity_labels", "cam/train3.npz", with_other_maps, r"scores \w+ -> \w+"),
@@ -60,7 +65,7 @@ STALE = [
     ("segmentation", ["--crop", 48], None, r"crop 64 -> 48"),
     ("segmentation", "pseudo/train3.png", with_other_pixel, r"labels \w+ -> \w+"),
     ("predictions", ["--no-crf"], None, r"crf True -> False"),
-    ("predictions", LISTS.format("val"), without_last_line, r"\(data \w+ -> \w+\)"),
+    ("predictions", LISTS.format("val"), without_last_line, r"\(data \w+ -> \w+, images"),
     ("predictions", MODEL.format("segmentation"), with_other_weight, r"checkpoint \w+ -> \w+"),
 ]
 

@@ -150,8 +150,7 @@ def check_data(args: argparse.Namespace) -> Findings:
     data = datasets.DataRoot(args.data)
     ids = data.ids(args.split)
     data.image_labels(ids)
-    names = (os.path.splitext(name) for name in os.listdir(data.root / "JPEGImages"))
-    missing = set(ids) - {stem for stem, extension in names if extension in images.EXTENSIONS}
+    missing = {i for i in ids if not data.has_image(i)}
     found = f"{args.split}: {len(ids)} images with labels, {len(missing)} images missing"
     remedy = f"{min(missing, default='')} is the first; tools/prepare_voc.py names them all"
     yield "FAIL" if missing else "ok", "data", found, remedy
@@ -168,6 +167,7 @@ def check_data(args: argparse.Namespace) -> Findings:
         if split in ("train", "val"):
             masks = sum(data.mask_path(i).exists() for i in listed)
             found = f"{masks} of {len(listed)} images of {split} have one"
+            images.check_classes(p for i in listed if (p := data.mask_path(i)).exists())
             yield "ok" if masks == len(listed) else "warn", "masks", found, "no score without"
 
 

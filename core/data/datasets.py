@@ -9,6 +9,8 @@
 Nothing here assumes 20 classes or that masks exist.
 """
 
+import functools
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -34,7 +36,7 @@ VOC_CLASSES = (  # noqa: SIM905 - reads better than twenty quoted words
 
 def check_name(name: str, path: Path, what: str) -> str:
     """Return an id or class name that is safe as part of a file name, or raise InputError."""
-    bad = not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f]", name)
+    bad = not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", name)
     if bad or len(name.encode("utf-8", "replace")) > 200:
         raise InputError(f"{path}: {what} {name[:80]!r} cannot be part of a file name; rename it")
     return name
@@ -59,8 +61,10 @@ class DataRoot:
             self.classes = [check_name(n, path, "class") for n in _lines(path, "list the classes")]
             if not 1 <= len(self.classes) <= 254 or len(set(self.classes)) < len(self.classes):
                 raise InputError(f"{path}: needs 1 to 254 class names, each once")
-            if "background" in self.classes:
-                raise InputError(f"{path}: leave 'background' out; it is always label 0")
+            for name in self.classes:
+                if name.strip("_- ").casefold() in ("background", "ignore", "void", "unlabeled"):
+                    what = "0 is always the background and 255 ignored"
+                    raise InputError(f"{path}: leave {name!r} out; of the labels {what}")
 
     @property
     def n_labels(self) -> int:
@@ -81,12 +85,34 @@ class DataRoot:
         return [check_name(i, path, "id") for i in ids]
 
     def image_path(self, image_id: str) -> Path:
-        """The image of an id, whichever extension it has."""
-        paths = [self.root / "JPEGImages" / f"{image_id}{ending}" for ending in images.EXTENSIONS]
-        for path in paths:
-            if path.is_file():
-                return path
-        raise InputError(f"{paths[0]}: no such image, yet its id is in the list")
+        """The image of an id, whichever extension it has.
+
+        Raises InputError where there is none, or more than one.
+        """
+        folder = self.root / "JPEGImages"
+        names = self._names.get(image_id, [f"{image_id}.jpg"])
+        if len(names) > 1:
+            raise InputError(f"{folder / names[0]}: {names[1]} has the same id; remove one")
+        if not (folder / names[0]).is_file():
+            raise InputError(f"{folder / names[0]}: no such image, yet its id is in the list")
+        return folder / names[0]
+
+    def has_image(self, image_id: str) -> bool:
+        """Whether there is an image of an id."""
+        return image_id in self._names
+
+    @functools.cached_property
+    def _names(self) -> dict[str, list[str]]:
+        """Id -> names of its files in JPEGImages."""
+        names: dict[str, list[str]] = {}
+        for name in sorted(os.listdir(self.root / "JPEGImages")):
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in images.ENDINGS:
+                names.setdefault(stem, []).append(name)
+        return names
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "_names"}  # long, and soon made
 
     def mask_path(self, image_id: str, folder: str = "SegmentationClass") -> Path:
         """The ground-truth label map of an id."""
@@ -117,6 +143,18 @@ class DataRoot:
         """A digest of the class names, the ids and (where given) the image-level labels."""
         rows = (f"{i} {labels[i]}" if labels is not None else i for i in ids)
         return files.digest_text([*self.classes, "", *rows])
+
+    def inputs(
+        self, ids: Sequence[str], labels: dict[str, list[int]] | None = None, verify: bool = False
+    ) -> dict[str, str]:
+        """What a run records of the data: `digest`, and sizes and times of the images' files.
+
+        Verify: a digest of their contents as well.
+        """
+        paths = [self.image_path(i) for i in ids]
+        stats = (f"{p.name} {s.st_size} {s.st_mtime_ns}" for p in paths for s in [p.stat()])
+        found = {"data": self.digest(ids, labels), "images": files.digest_text(stats)}
+        return found | ({"contents": files.digest_files(paths)} if verify else {})
 
 
 def _read_labels_txt(path: Path) -> dict[str, list[str]]:

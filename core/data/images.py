@@ -1,6 +1,8 @@
 """Photographs in, label maps in and out. Every error names the file."""
 
+import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from core.errors import InputError
@@ -19,7 +21,13 @@ except ImportError:  # of a torchvision to come: PIL's decoder does it
 
 IGNORE = DATA.ignore  # label value of pixels that take no part in losses and scores
 MAX_PIXELS = 80_000_000  # a header that claims more is refused before anything is decoded
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+ENDINGS = (".jpg", ".jpeg", ".png")  # in small letters or large
+ORIENTATION = 0x112  # EXIF's
+# Orientation -> quarter turns counter-clockwise, after a flip of the diagonal or of the columns.
+TURNS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 0, 6: 3, 7: 2, 8: 1}
+DIAGONAL, MIRRORED = (5, 7), (2, 4)
+DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras put into 16-bit files
+_noted: set[int] = set()
 
 
 def voc_palette() -> list[int]:
@@ -27,6 +35,9 @@ def voc_palette() -> list[int]:
     index, channel, bit = np.ogrid[:256, :3, :8]
     is_on = (index >> (3 * bit + channel)) & 1
     return (is_on << (7 - bit)).sum(2).ravel().tolist()
+
+
+VOC_COLOURS = np.array(voc_palette(), np.uint8).reshape(-1, 3)
 
 
 def open_checked(path: Path) -> Image.Image:
@@ -53,32 +64,61 @@ def open_checked(path: Path) -> Image.Image:
     return image
 
 
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1, upright, where nothing right is said."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = image.getexif().get(ORIENTATION, 1)
+        except Exception:  # what damaged EXIF data raise depends on PIL and struct
+            return 1
+    return found if found in TURNS else 1
+
+
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) from the header alone."""
+    """(height, width) of the upright image, from the header alone."""
     with open_checked(path) as image:
-        return image.height, image.width
+        turned = TURNS[_orientation(image)] % 2 == 1 or _orientation(image) in DIAGONAL
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def read_image(path: Path) -> Tensor:
     """Read a photograph as uint8 RGB (3, H, W).
 
-    Grey, CMYK, palette and 16-bit images are converted; an EXIF rotation is ignored, as the VOC
-    tools do. Ordinary JPEGs go through torchvision's decoder, about twice as fast as PIL's. Raises
-    InputError as `open_checked` does, and for a truncated file.
+    Grey, CMYK, palette and 16-bit images are converted, and turned upright as EXIF says (no image
+    of VOC is). Ordinary JPEGs go through torchvision's decoder, about twice as fast as PIL's.
+    Raises InputError as `open_checked` does, and for a truncated file.
     """
     with open_checked(path) as image:
+        orientation = _orientation(image)
         try:
             if image.format == "JPEG" and image.mode in ("RGB", "L") and decode_jpeg is not None:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of torchvision >= 0.29, at every call
                     data = torch.from_numpy(np.fromfile(path, np.uint8))
-                    return decode_jpeg(data, ImageReadMode.RGB)
-            if image.mode.startswith("I"):  # 16-bit grey: keep the upper byte; PIL would clip
-                grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                image = Image.fromarray(grey)
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+                    pixels = decode_jpeg(data, ImageReadMode.RGB)
+            else:
+                if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip
+                    image = Image.fromarray(_eight_bits(np.asarray(image), path))
+                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
         except (RuntimeError, OSError, SyntaxError, ValueError, EOFError, MemoryError):
             raise InputError(f"{path}: truncated or damaged; replace the file") from None
+    if orientation in DIAGONAL:
+        pixels = pixels.transpose(1, 2)
+    if orientation in MIRRORED:
+        pixels = pixels.flip(2)
+    return torch.rot90(pixels, TURNS[orientation], (1, 2)) if orientation != 1 else pixels
+
+
+def _eight_bits(grey: np.ndarray, path: Path) -> np.ndarray:
+    """The upper 8 of the bits that are used; fewer than 16 are said once."""
+    used = int(grey.max(initial=0)).bit_length()
+    depth = next((bits for bits in DEPTHS if used <= bits), 16)
+    worker = torch.utils.data.get_worker_info()
+    if depth < 16 and depth not in _noted and (worker is None or worker.id == 0):
+        _noted.add(depth)
+        print(f"note: {path}: 16-bit file with {depth} bits used, read as {depth}", file=sys.stderr)
+    return (grey.astype(np.int64) >> (depth - 8)).clip(0, 255).astype(np.uint8)
 
 
 def as_array(image: Tensor) -> np.ndarray:
@@ -105,24 +145,59 @@ def read_label(path: Path, n_classes: int, size: tuple[int, int] | None = None) 
     """Read a label map as uint8 (H, W): 0 background, 1..n_classes - 1 classes, 255 ignore.
 
     Raises InputError for a file that is missing, damaged, not an 8-bit index PNG, not of the
-    image's `size` (H, W) where that is given, or holds a label outside the classes.
+    image's `size` (H, W) where that is given, holds a label outside the classes or has the colours
+    of VOC's labels at other indices.
     """
     with open_checked(path) as image:
         if image.format != "PNG" or image.mode not in ("P", "L", "1"):
             raise InputError(f"{path}: not an 8-bit palette or grey PNG but {image.mode}")
         try:
             label = np.array(image, dtype=np.uint8)
+            palette = image.getpalette() if image.mode == "P" else None
         except (OSError, SyntaxError, ValueError, EOFError, MemoryError):
             raise InputError(f"{path}: truncated or damaged; replace the file") from None
     if size is not None and label.shape != tuple(size):
         found = f"{label.shape[1]}x{label.shape[0]} pixels, image of {size[1]}x{size[0]}"
-        raise InputError(f"{path}: label map of {found}; they must agree")
+        turned = "; is the mask not turned as the image's EXIF says?"
+        hint = turned if label.shape == tuple(size)[::-1] else ""
+        raise InputError(f"{path}: label map of {found}; they must agree{hint}")
+    if palette is not None:
+        _check_colours(path, label, np.array(palette, np.uint8).reshape(-1, 3))
     known = np.zeros(256, bool)
     known[:n_classes] = known[IGNORE] = True
     if not known[label].all():
         wrong = int(label[~known[label]][0])
         raise InputError(f"{path}: label {wrong} is outside the {n_classes} classes (255 = ignore)")
     return label
+
+
+def _check_colours(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
+    """Refuse a map that has been saved anew by its colours: VOC's, at other indices."""
+    if np.array_equal(palette, VOC_COLOURS[: len(palette)]):
+        return
+    known = {tuple(VOC_COLOURS[i].tolist()): i for i in (*range(21), IGNORE)}
+    used = [i for i in np.unique(label).tolist() if i < len(palette)]
+    meant = {i: known.get(tuple(palette[i].tolist())) for i in used}
+    moved = [i for i in used if meant[i] != i]
+    if moved and None not in meant.values():
+        colour, right = tuple(palette[moved[0]].tolist()), meant[moved[0]]
+        found = f"index {moved[0]} has the colour {colour}, which is VOC's of label {right}"
+        raise InputError(
+            f"{path}: {found}: save the labels themselves, as grey or with VOC's palette"
+        )
+
+
+def check_classes(paths: Iterable[Path]) -> None:
+    """Refuse label maps that hold 255 and no class at all: those where 255 is the object."""
+    ignored = None
+    for path in paths:
+        label = read_label(path, IGNORE)
+        if ((label > 0) & (label < IGNORE)).any():
+            return
+        ignored = ignored or (path if (label == IGNORE).any() else None)
+    if ignored is not None:
+        found = "holds 255, which is 'ignore', and no label map beside it holds a class"
+        raise InputError(f"{ignored}: {found}; where 255 is the object, write its class, as 1")
 
 
 def write_label(path: Path, label: np.ndarray) -> None:

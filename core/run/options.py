@@ -77,6 +77,13 @@ def add_data(p: Parser, split: str) -> None:
     """--data and --split."""
     p.add_argument("--data", type=Path, required=True, help="data root; see data/README.md")
     p.add_argument("--split", default=split, help="list in ImageSets/Segmentation, without .txt")
+    add_verify(p)
+
+
+def add_verify(p: Parser) -> None:
+    """--verify."""
+    words = "record and compare the contents of images, not their sizes and times alone"
+    p.add_argument("--verify", how=True, action="store_true", help=words)
 
 
 def add_out(p: Parser) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from core import files
+from core.data import images
 from core.data.datasets import FOLDERS, class_difference
 from core.errors import InputError
 from core.run import distributed, lock, options
@@ -104,11 +105,15 @@ def read_labels(folder: Path, ids: Sequence[str], classes: Sequence[str]) -> str
     """Digest of a directory of label maps: a stage's, or anyone's PNGs without a run.json.
 
     Raises:
-        InputError: see `read`; or the label map of an id is missing.
+        InputError: see `read`; the label map of an id is missing; none holds a class, but 255.
     """
+    paths = [folder / f"{i}.png" for i in ids]
     if (folder / "run.json").exists():
-        return read(folder, "labels", classes, ids)["digest"]
-    return files.digest_files(folder / f"{i}.png" for i in ids)
+        digest = read(folder, "labels", classes, ids)["digest"]
+    else:
+        digest = files.digest_files(paths)
+    images.check_classes(paths)
+    return digest
 
 
 def read_model(path: Path, classes: Sequence[str] | None = None) -> str:
