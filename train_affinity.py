@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
     inputs = {
         **data.inputs(ids, verify=args.verify),
-        "labels": record.read_labels(args.labels, ids, data.classes),
+        "labels": record.read_labels(args.labels, ids, data.classes, True),
         "weights": weights.digest(args.weights),
     }
     with Run("train_affinity", args, device, "model", data.classes, inputs, plan.resolved()) as run:

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
     inputs = {
         **data.inputs(ids, verify=args.verify),
-        "labels": record.read_labels(args.labels, ids, data.classes),
+        "labels": record.read_labels(args.labels, ids, data.classes, False),
         "weights": weights.digest(args.weights),
     }
     run = Run("train_segmentation", args, device, "model", data.classes, inputs, plan.resolved())

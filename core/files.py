@@ -77,18 +77,20 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     return value
 
 
-def check_own(path: Path, key: str) -> None:
-    """Make sure, before the work, that a result can be written: a JSON object that holds `key`.
+def check_own(path: Path, key: str = "") -> None:
+    """Make sure, before the work, that a JSON object with `key` can be written.
 
-    Raises:
-        InputError: another file is there, or the folder cannot be written.
+    Raises InputError where a file is there that is none, or is a stage's or evaluation's and should
+    not be (no key), or where the folder cannot be written.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: its folder cannot be written; choose another")
-    if path.exists() and key not in read_json(path, "choose another name for the result"):
-        raise InputError(f"{path}: not a result of this script; choose another name")
+    if path.exists():
+        there = read_json(path, "choose another name for the result")
+        if key not in there if key else {"stage", "run"} & there.keys():
+            raise InputError(f"{path}: not a result of this script; choose another name")
 
 
 def digest_text(parts: Iterable[str]) -> str:

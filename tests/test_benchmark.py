@@ -49,7 +49,7 @@ def test_quick_run_writes_rows_and_a_chart(tmp_path, capsys):
     stages = [*CHEAP, *(["affinity-labels", "crf"] if HAS_PYDENSECRF else [])]
     options = f"--quick --device cpu --threads 1 --json {out} --chart {chart} --stages"
     benchmark.main([*options.split(), *stages])
-    rows = json.loads(out.read_text())
+    rows = json.loads(out.read_text())["rows"]
     assert len(rows) == (8 if HAS_PYDENSECRF else 4)
     for row in rows:
         assert row.keys() >= COLUMNS

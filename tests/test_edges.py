@@ -5,20 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import evaluate
-from core.data.datasets import DataRoot
 from core.data.images import write_label
 from core.errors import InputError
 from core.run import checkpoint, record
-from core.run.main import AGAIN
 
 import pytest
 import torch
@@ -266,102 +259,16 @@ def test_what_is_asked_for_must_be_there(inputs, tmp_path):
         run_stage(evaluate.main, *scoring(inputs, "--json", tmp_path / "file/figures.json"))
 
 
-# ---- streams, signals, the machine: as processes
-
-
-def start(script: str, *arguments: object, **popen: object) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | popen.pop("env", {})
-    defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
-    command = [sys.executable, str(REPO / script), *map(str, arguments)]
-    return subprocess.Popen(command, text=True, env=environment, **defaults | popen)
-
-
-def test_streams_that_take_nothing(inputs, tmp_path):
-    """`| head`, a full disk, a closed or dead stream: the figures are in the file all the same."""
-    data = DataRoot(inputs / "data")
-    ends = {}
-    with open("/dev/full", "w") as full:
-        dead = start("evaluate.py", *scoring(inputs, "--json", tmp_path / "dead.json"))
-        dead.stdout.close()
-        dead.stderr.close()
-        ends["dead"] = dead.wait(timeout=60)
-        gone = start("evaluate.py", *scoring(inputs, "--json", tmp_path / "full.json"), stdout=full)
-        ends["full"], stderr = gone.wait(timeout=60), gone.stderr.read()
-        closed = start(
-            "evaluate.py", *scoring(inputs, "--json", tmp_path / "closed.json"),
-            stdout=None, stderr=None, preexec_fn=lambda: os.closerange(0, 3),
-        )  # fmt: skip
-        ends["closed"] = closed.wait(timeout=60)
-    assert ends == {"dead": 0, "full": 1, "closed": 0}
-    assert said(stderr)[-1] == "error: standard output: No space left on device"
-    figures = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ends]
-    assert all(list(each["iou"]) == ["background", *data.classes] for each in figures)
-
-
-def test_a_class_that_the_terminal_cannot_write(tmp_path, data_root):
-    classes = DataRoot(data_root).classes
-    for file in ("classes.txt", "labels.txt"):
-        text = (data_root / file).read_text().replace(classes[0], "größe")
-        (data_root / file).write_text(text, encoding="utf-8")
-    command = ["--data", data_root, "--split", "val", "--labels", data_root / "SegmentationClass"]
-    more = ["--json", tmp_path / "a.json", "--device", "cpu"]
-    ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    process = start("evaluate.py", *command, *more, env=ascii_only)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
-    assert "gr\\xf6\\xdfe" in stdout
-    assert "größe" in json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["iou"]
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
-def test_a_signal_to_the_whole_job(inputs, tmp_path, name):
-    """Also where the loaders die first: the status and the words are of the signal."""
-    stage = STAGES["cam"]
-    arguments = stage.arguments(inputs, tmp_path, "--workers", 2, "--scales", *[2] * 30)
-    process = start("make_cam.py", *arguments)
-    until = time.monotonic() + 60
-    while not (tmp_path / "cam/run.json").exists() and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(0.5)
-    os.killpg(process.pid, getattr(signal, name))
-    stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + getattr(signal, name)
-    assert said(stderr) == [f"stopped by {name}; {AGAIN}"]
-
-
-@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
-def test_ctrl_c_at_any_moment(inputs, tmp_path, seconds):
-    """During the imports too, and three in a row."""
-    process = start("make_cam.py", *STAGES["cam"].arguments(inputs, tmp_path, "--scales", *[2] * 9))
-    time.sleep(seconds)
-    for _ in range(3):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.02)
-    stderr = process.communicate(timeout=60)[1]
-    assert process.returncode in (130, -2)  # -2: before Python is there
-    lines = said(stderr)
-    assert len(lines) <= 1 and "".join(lines).startswith("interrupted"), lines
-
-
-def test_a_path_that_is_not_utf_8(tmp_path, data_root):
-    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xf6\xdfe"))
-    data_root.rename(folder)
-    labels, out = folder / "SegmentationClass", tmp_path / "a.json"
-    process = start("evaluate.py", "--data", folder, "--labels", labels, "--json", out, "--split",
-                    "val", "--device", "cpu")  # fmt: skip
-    assert process.communicate(timeout=60)[1].count("error") == 0
-    assert process.returncode == 0
-    assert str(folder) in json.loads(out.read_text())["run"]["argv"]
-
-
-def test_a_temporary_folder_with_a_long_name(inputs, tmp_path):
-    long = tmp_path / ("x" * 120)
-    long.mkdir()
-    arguments = STAGES["pseudo"].arguments(inputs, tmp_path, "--jobs", 2)
-    process = start("make_pseudo_labels.py", *arguments, env={"TMPDIR": str(long)})
-    stderr = process.communicate(timeout=60)[1]
-    if process.returncode:  # newer Pythons choose another folder by themselves
-        assert said(stderr)[-1].startswith("error: TMPDIR is too long")
+def test_labels_of_another_kind_are_noted(inputs, tmp_path, capsys):
+    """A segmentation on confident labels alone, a boundary network on labels of every pixel."""
+    for name, labels, usual in [
+        ("segmentation", "affinity_labels", "make_pseudo_labels"),
+        ("affinity", "pseudo", "make_affinity_labels"),
+    ]:
+        own = STAGES[name].options.split("--labels {i}/")[1].split()[0]
+        for each, count in [(labels, 1), (own, 0)]:
+            STAGES[name].run(inputs, tmp_path / each, "--labels", inputs / each, "--epochs", 1)
+            assert capsys.readouterr().err.count(f"; usual are labels of {usual}") == count
 
 
 def test_labels_of_two_kinds_of_run(inputs):

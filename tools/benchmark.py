@@ -124,8 +124,8 @@ def main(argv: list[str] | None = None) -> None:
     cuda = device.type == "cuda"
     chosen = args.stages or [name for name in STAGES if cuda or name != "compile"]  # too long
     batch = args.batch_size or (2 if args.quick else 32 if cuda else 4)
-    for path in filter(None, (args.json, args.chart)):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if args.json is not None:
+        files.check_own(args.json, "rows")
     rows: list[Row] = []
     print(f"{'stage':<51}{'ours':>11}{'reference':>12} {'unit':<12}{'ratio':>8}{'target':>8}")
     with tempfile.TemporaryDirectory() as folder:
@@ -144,8 +144,9 @@ def main(argv: list[str] | None = None) -> None:
             except torch.OutOfMemoryError:
                 raise InputError(f"{name}: the GPU's memory is full; lower --batch-size") from None
             if args.json is not None:  # after every stage: an interrupted run keeps its figures
-                files.write_json(args.json, rows)
+                files.write_json(args.json, {"rows": rows})
     if args.chart is not None and rows:
+        args.chart.parent.mkdir(parents=True, exist_ok=True)
         draw_chart(rows, args.chart)
 
 

@@ -251,6 +251,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
+    if args.json is not None:
+        files.check_own(args.json, "findings")
     findings = examine(args)
     for level, what, found, remedy in findings:
         print(f"{level:<5}{what}: {found}" + (f" -> {remedy}" if level != "ok" else ""))

@@ -216,6 +216,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = get_args_parser().parse_args()
+    if args.json is not None:
+        files.check_own(args.json, "splits")
     data = DataRoot(args.voc)
     if args.sbd is not None and not (args.sbd / "cls").is_dir():
         raise InputError(f"{args.sbd / 'cls'}: no such directory; leave out --sbd, or unpack SBD")

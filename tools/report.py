@@ -93,6 +93,8 @@ def fenced(lines: list[str]) -> Markup:
 
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
+    if args.metrics is not None:
+        files.check_own(args.metrics)
     warnings: list[str] = []
     families = collect(args.runs, warnings)
     print(page("terminal.txt", families=families), end="")
@@ -104,7 +106,6 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("index.html", "report.md"):
         files.write_text(args.out / name, page(name, **content))
     if args.metrics is not None:
-        args.metrics.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(args.metrics, summarise.metrics(families))
     if families and (args.overview or args.ids):
         most = max(families, key=lambda f: sum(len(a.columns) for a in pictured[f.name]))

@@ -250,6 +250,7 @@ def _write(words: str) -> None:
 def end(words: str, status: int) -> NoReturn:
     """Exit with a last line on stderr, or, of several processes, in the launcher's."""
     _write(words)
+    sys.unraisablehook = lambda _: None  # of a half-made DataLoader, say: the line is the last
     if LAST_WORDS not in os.environ:
         print(words, file=sys.stderr)
     sys.exit(status)

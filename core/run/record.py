@@ -101,15 +101,25 @@ def read(
     return record
 
 
-def read_labels(folder: Path, ids: Sequence[str], classes: Sequence[str]) -> str:
+def read_labels(
+    folder: Path, ids: Sequence[str], classes: Sequence[str], confident: bool | None = None
+) -> str:
     """Digest of a directory of label maps: a stage's, or anyone's PNGs without a run.json.
+
+    Args:
+        confident: whether the labels should be those of make_affinity_labels, of pixels that the
+            CAMs are confident of; others are taken with a note. None: whichever.
 
     Raises:
         InputError: see `read`; the label map of an id is missing; none holds a class, but 255.
     """
     paths = [folder / f"{i}.png" for i in ids]
     if (folder / "run.json").exists():
-        digest = read(folder, "labels", classes, ids)["digest"]
+        made = read(folder, "labels", classes, ids)
+        digest = made["digest"]
+        if confident is not None and confident != (made["stage"] == "make_affinity_labels"):
+            usual = "make_affinity_labels" if confident else "make_pseudo_labels"
+            _note(f"{folder}: made by {made['stage']}; usual are labels of {usual}")
     else:
         digest = files.digest_files(paths)
     images.check_classes(paths)
@@ -128,9 +138,14 @@ def _note_versions(folder: Path, what: str, record: dict[str, Any]) -> None:
     before = _mapping(record, "versions") | {"this project": record.get("git")}
     now = versions() | {"this project": git_commit()}
     changed = {k: (before.get(k), now[k]) for k in NOTED if before.get(k) != now[k]}
-    if changed and distributed.is_main():
+    if changed:
         words = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
-        print(f"note: {folder}: {what} with another version ({words})", file=sys.stderr)
+        _note(f"{folder}: {what} with another version ({words})")
+
+
+def _note(words: str) -> None:
+    if distributed.is_main():
+        print(f"note: {words}", file=sys.stderr)
 
 
 def _refuse_overlap(args: argparse.Namespace) -> None:
