@@ -28,7 +28,7 @@ from core.data import images, scoring
 from core.data.datasets import DataRoot
 from core.data.metrics import ConfusionMatrix, ThresholdSweep
 from core.errors import InputError
-from core.run import distributed, options, record
+from core.run import artefacts, distributed, options, record
 from core.run.environment import environment
 from core.run.main import run_main
 from core.run.parallel import Pool
@@ -157,12 +157,12 @@ def inputs_of(
             "maps without"
         )
     if args.scores is not None:
-        made = record.read(args.scores, "scores", data.classes, ids)
+        made = artefacts.read(args.scores, "scores", data.classes, ids)
         inputs["scores"], map_name = made["digest"], made.get("results", {}).get("map")
     elif args.labels is not None:
-        inputs["labels"] = record.read_labels(args.labels, ids, data.classes)
+        inputs["labels"] = artefacts.read_labels(args.labels, ids, data.classes)
     else:
-        inputs["checkpoint"] = record.read_model(args.checkpoint, data.classes)
+        inputs["checkpoint"] = artefacts.read_model(args.checkpoint, data.classes)
     return inputs, map_name
 
 

@@ -19,7 +19,7 @@ from core.data.datasets import DataRoot
 from core.data.scores import Scores
 from core.method.cam import of_classes, sum_scales
 from core.method.networks import Classifier
-from core.run import checkpoint, distributed, inference, options, precision, record
+from core.run import artefacts, checkpoint, distributed, inference, options, precision
 from core.run.main import run_main
 from core.run.record import Run
 
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     labels = data.image_labels(ids)
     inputs = {
         **data.inputs(ids, labels, verify=args.verify),
-        "checkpoint": record.read_model(args.checkpoint, data.classes),
+        "checkpoint": artefacts.read_model(args.checkpoint, data.classes),
     }
     amp = precision.amp_type(args.amp, device)
     run = Run("make_cam", args, device, "scores", data.classes, inputs, {"amp": amp}, ids)

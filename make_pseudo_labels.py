@@ -18,7 +18,7 @@ from core.data.datasets import DataRoot
 from core.data.scores import Scores, upsample
 from core.method import crf
 from core.method.cam import label_map, otsu
-from core.run import distributed, inference, options, record
+from core.run import artefacts, distributed, inference, options
 from core.run.main import run_main
 from core.run.record import Run
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
-    scores = record.read(args.scores, "scores", data.classes, ids)
+    scores = artefacts.read(args.scores, "scores", data.classes, ids)
     inputs = {**data.inputs(ids, verify=args.verify), "scores": scores["digest"]}
     backend = crf.resolve_backend(args.crf_backend, device)
     where = crf.device_of(backend, device)

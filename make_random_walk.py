@@ -18,7 +18,7 @@ from core.data.scores import Scores
 from core.method.boundary import edge_map
 from core.method.networks import AffinityNet
 from core.method.random_walk import random_walk, rescale
-from core.run import checkpoint, distributed, inference, options, precision, record
+from core.run import artefacts, checkpoint, distributed, inference, options, precision
 from core.run.main import run_main
 from core.run.record import Run
 
@@ -66,11 +66,11 @@ def main(argv: list[str] | None = None) -> None:
     device = distributed.start(args.device)
     data = DataRoot(args.data)
     ids = data.ids(args.split)
-    before = record.read(args.scores, "scores", data.classes, ids)
+    before = artefacts.read(args.scores, "scores", data.classes, ids)
     inputs = {
         **data.inputs(ids, verify=args.verify),
         "scores": before["digest"],
-        "checkpoint": record.read_model(args.checkpoint),
+        "checkpoint": artefacts.read_model(args.checkpoint),
     }
     amp = precision.amp_type(args.amp, device)
 

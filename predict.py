@@ -27,7 +27,7 @@ from core.data.datasets import DataRoot, check_name, class_difference
 from core.errors import InputError
 from core.method import cam, crf, segmentation
 from core.method.networks import Classifier, DeepLabV3Plus
-from core.run import checkpoint, distributed, inference, options, precision, record
+from core.run import artefacts, checkpoint, distributed, inference, options, precision
 from core.run.main import run_main
 from core.run.parallel import Pool
 from core.run.record import Run
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("give either pictures and folders, or --data with --split")
     device = distributed.start(args.device)
     network = checkpoint.load_model(args.checkpoint, (DeepLabV3Plus, Classifier), None)
-    inputs = {"checkpoint": record.read_model(args.checkpoint)}
+    inputs = {"checkpoint": artefacts.read_model(args.checkpoint)}
     if args.data is not None:
         data = DataRoot(args.data)
         if network.classes != data.classes:

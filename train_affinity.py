@@ -18,7 +18,7 @@ from core.errors import InputError
 from core.method import losses
 from core.method.boundary import at_edges
 from core.method.networks import AffinityNet
-from core.run import distributed, optimizer, options, precision, record, weights
+from core.run import artefacts, distributed, optimizer, options, precision, weights
 from core.run.main import run_main
 from core.run.plan import Plan
 from core.run.record import Run
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 
     inputs = {
         **data.inputs(ids, verify=args.verify),
-        "labels": record.read_labels(args.labels, ids, data.classes, True),
+        "labels": artefacts.read_labels(args.labels, ids, data.classes, True),
         "weights": weights.digest(args.weights),
     }
     with Run("train_affinity", args, device, "model", data.classes, inputs, plan.resolved()) as run:

@@ -16,7 +16,7 @@ from core.data.datasets import DataRoot, TrainingViews
 from core.data.images import IGNORE
 from core.data.transforms import RandomView
 from core.method.networks import DeepLabV3Plus
-from core.run import distributed, optimizer, options, precision, record, weights
+from core.run import artefacts, distributed, optimizer, options, precision, weights
 from core.run.main import run_main
 from core.run.plan import Plan
 from core.run.record import Run
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
     inputs = {
         **data.inputs(ids, verify=args.verify),
-        "labels": record.read_labels(args.labels, ids, data.classes, False),
+        "labels": artefacts.read_labels(args.labels, ids, data.classes, False),
         "weights": weights.digest(args.weights),
     }
     run = Run("train_segmentation", args, device, "model", data.classes, inputs, plan.resolved())

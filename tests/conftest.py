@@ -8,7 +8,7 @@ from pathlib import Path
 
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
-from core.run import record
+from core.run import artefacts
 
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ def write_cams(data_root: Path, out: Path) -> None:
         maps = torch.nn.functional.avg_pool2d(maps, 4)
         Scores(classes, maps.numpy(), mask.shape).save(out / f"{image_id}.npz")
     made = {"stage": "make_cam", "holds": "scores", "classes": data.classes, "finished": True}
-    made |= {"digest": record.seal(out, [f"{i}.npz" for i in labels]), "results": {"map": "cam"}}
+    made |= {"digest": artefacts.seal(out, [f"{i}.npz" for i in labels]), "results": {"map": "cam"}}
     (out / "run.json").write_text(json.dumps(made))
 
 

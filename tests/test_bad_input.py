@@ -16,7 +16,7 @@ import train_classification
 import train_segmentation
 from core.errors import InputError
 from core.method.networks import Classifier
-from core.run import checkpoint, record
+from core.run import artefacts, checkpoint
 
 import numpy as np
 import pytest
@@ -174,7 +174,7 @@ def test_scores_missing_or_made_for_something_else(data_root):
     (cams / "train5.npz").unlink()
     with pytest.raises(InputError, match=r"train5\.npz: deleted since its run finished"):
         label(data_root, "--overwrite")
-    made["digest"] = record.seal(cams, [path.name for path in cams.glob("*.npz")])
+    made["digest"] = artefacts.seal(cams, [path.name for path in cams.glob("*.npz")])
     (cams / "run.json").write_text(json.dumps(made))
     with pytest.raises(InputError, match=r"cams: made of other images: 'train5' is not among them"):
         label(data_root, "--overwrite")

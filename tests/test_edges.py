@@ -11,7 +11,7 @@ from pathlib import Path
 import evaluate
 from core.data.images import write_label
 from core.errors import InputError
-from core.run import checkpoint, record
+from core.run import artefacts, checkpoint
 
 import pytest
 import torch
@@ -163,8 +163,8 @@ def test_a_checkpoint_on_the_way_belongs_to_its_run(inputs, tmp_path):
 
 def test_other_versions_are_noted(inputs, tmp_path, capsys, monkeypatch):
     """Between stages and between start and resume, one line each."""
-    now = record.versions()
-    monkeypatch.setattr(record, "versions", lambda: now | {"torch": "9.9"})
+    now = artefacts.versions()
+    monkeypatch.setattr(artefacts, "versions", lambda: now | {"torch": "9.9"})
     STAGES["pseudo"].run(inputs, tmp_path)
     line = f"note: {inputs / 'rw'}: made with another version (torch {now['torch']} -> 9.9)"
     assert said(capsys.readouterr().err).count(line) == 1
@@ -274,10 +274,10 @@ def test_labels_of_another_kind_are_noted(inputs, tmp_path, capsys):
 def test_labels_of_two_kinds_of_run(inputs):
     """A run tells by its list of files which images it is of."""
     with pytest.raises(InputError, match="made of other images: 'val0' is not among them"):
-        record.read(inputs / "pseudo", "labels", None, ["val0"])
+        artefacts.read(inputs / "pseudo", "labels", None, ["val0"])
     write_label(inputs / "pseudo/val0.png", torch.zeros(4, 4).numpy())
     try:
         with pytest.raises(InputError, match="made of other images"):
-            record.read(inputs / "pseudo", "labels", None, ["val0"])
+            artefacts.read(inputs / "pseudo", "labels", None, ["val0"])
     finally:
         (inputs / "pseudo/val0.png").unlink()

@@ -17,7 +17,7 @@ import train_classification
 import train_segmentation
 from core.data.images import voc_palette
 from core.errors import InputError
-from core.run import record
+from core.run import artefacts
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def check_artefacts(runs: Path, ids: list[str], classes: int) -> None:
         made = json.loads((runs / folder / "run.json").read_text())
         assert made["finished"] is True and made["holds"] == holds
         assert len(made["classes"]) == classes
-        assert record.read(runs / folder, holds, made["classes"]) == made
+        assert artefacts.read(runs / folder, holds, made["classes"]) == made
         assert {"argv", "arguments", "versions", "git", "seed", "device", "seconds"} <= set(made)
     for folder in ("classification", "affinity", "segmentation"):
         for name in ("last.pt", "model.pt", "log.jsonl"):

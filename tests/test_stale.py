@@ -11,7 +11,7 @@ import evaluate
 from core.data.images import read_label, write_label
 from core.data.scores import Scores
 from core.errors import InputError
-from core.run import checkpoint, record
+from core.run import artefacts, checkpoint
 
 import pytest
 from conftest import run_stage
@@ -82,12 +82,12 @@ def changed(path: Path, change: Callable[[Path], None]) -> Iterator[None]:
 
 
 def without_digest(read: Callable) -> Callable:
-    """`record.read` of a directory whose record has the digest of what is there now."""
+    """`artefacts.read` of a directory whose record has the digest of what is there now."""
 
     def patched(folder: Path, *args: object) -> dict:
         names = [line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
         sums = changed(folder / "SHA256SUMS", lambda path: None)  # put back after the reading
-        with sums, monkeypatch_json(folder / "run.json", digest=record.seal(folder, names)):
+        with sums, monkeypatch_json(folder / "run.json", digest=artefacts.seal(folder, names)):
             return read(folder, *args)
 
     return patched
@@ -104,7 +104,7 @@ def monkeypatch_json(path: Path, **values: object) -> Iterator[None]:
 @pytest.fixture
 def forgetful(monkeypatch) -> Iterator[None]:
     """Inputs may change: what their stages recorded of them is not compared."""
-    monkeypatch.setattr(record, "read", without_digest(record.read))
+    monkeypatch.setattr(artefacts, "read", without_digest(artefacts.read))
     yield
 
 

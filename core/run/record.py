@@ -8,144 +8,35 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
 from core import files
-from core.data import images
 from core.data.datasets import FOLDERS, class_difference
 from core.errors import InputError
 from core.run import distributed, lock, options
 from core.run import main as ending
-from core.run.environment import environment, git_commit, versions
+from core.run.artefacts import (
+    HOLDS,
+    SUMS,
+    mapping,
+    note_versions,
+    read,
+    read_sums,
+    seal,
+    write_sums,
+)
+from core.run.environment import environment
 
 import torch
-
-# What a directory holds, and the ending of its files.
-HOLDS = {"model": "model.pt", "scores": ".npz", "labels": ".png"}
-# The list of those files: what `sha256sum` writes, with a dash for each until the run has finished.
-SUMS = "SHA256SUMS"
-NOTED = ("torch", "cuda", "this project")  # versions whose change is worth a line
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The settings that differ, `name old -> new`, comma-separated; empty where none does."""
     names = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     return ", ".join(f"{k} {old.get(k)} -> {new.get(k)}" for k in names)
-
-
-def _read_sums(folder: Path) -> dict[str, str]:
-    """File name -> SHA-256 of the files that a run makes."""
-    text = files.read_text(folder / SUMS, "make the directory again: its run is of an old version")
-    return {name: digest for digest, _, name in (s.partition("  ") for s in text.splitlines())}
-
-
-def _write_sums(folder: Path, sums: dict[str, str]) -> None:
-    files.write_text(folder / SUMS, "".join(f"{d}  {name}\n" for name, d in sums.items()))
-
-
-def _checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    names = list(names)
-    return dict(zip(names, files.checksums(folder / name for name in names), strict=True))
-
-
-def seal(folder: Path, names: Iterable[str]) -> str:
-    """Write the check sums of what a directory holds; returns its digest, for the run.json."""
-    sums = _checksums(folder, names)
-    _write_sums(folder, sums)
-    return files.digest_text(sums.values())
-
-
-def read(
-    folder: Path, holds: str, classes: Sequence[str] | None, ids: Sequence[str] = ()
-) -> dict[str, Any]:
-    """The run.json of a finished directory that a stage reads, whichever stage made it.
-
-    Args:
-        holds: what the reader needs: "model", "scores" or "labels".
-        classes: the class names of the data set; None takes any.
-        ids: the images whose files the reader needs.
-
-    Raises:
-        InputError: it holds something else or not all of the images, is not finished, has other
-            classes, or its files have changed since.
-    """
-    record = files.read_json(folder / "run.json", f"give a directory of {holds}")
-    if record.get("holds") != holds:
-        made = f"{record.get('holds') or 'something else'} (made by {record.get('stage')})"
-        raise InputError(f"{folder}: holds {made}; give a directory of {holds}")
-    if record.get("finished") is not True:
-        raise InputError(f"{folder}: not finished; start {record.get('stage')} again")
-    theirs = record.get("classes")
-    if classes is not None and theirs != list(classes):
-        raise InputError(f"{folder}: {class_difference(theirs, classes)}")
-    sums = _read_sums(folder)
-    for image_id in ids:
-        if f"{image_id}{HOLDS[holds]}" not in sums:
-            raise InputError(
-                f"{folder}: made of other images: {image_id!r} is not among them; make it of this "
-                "--split"
-            )
-    remedy = f"restore it or start {record.get('stage')} again with --overwrite"
-    if record.get("digest") != files.digest_text(sums.values()):
-        raise InputError(f"{folder / SUMS}: changed since its run finished; {remedy}")
-    missing = next((name for name in sums if not (folder / name).is_file()), None)
-    if missing is not None:
-        raise InputError(f"{folder / missing}: deleted since its run finished; {remedy}")
-    for name, digest in _checksums(folder, sums).items():
-        if digest != sums[name]:
-            raise InputError(f"{folder / name}: changed since its run finished; {remedy}")
-    _note_versions(folder, "made", record)
-    return record
-
-
-def read_labels(
-    folder: Path, ids: Sequence[str], classes: Sequence[str], confident: bool | None = None
-) -> str:
-    """Digest of a directory of label maps: a stage's, or anyone's PNGs without a run.json.
-
-    Args:
-        confident: whether the labels should be those of make_affinity_labels, of pixels that the
-            CAMs are confident of; others are taken with a note. None: whichever.
-
-    Raises:
-        InputError: see `read`; the label map of an id is missing; none holds a class, but 255.
-    """
-    paths = [folder / f"{i}.png" for i in ids]
-    if (folder / "run.json").exists():
-        made = read(folder, "labels", classes, ids)
-        digest = made["digest"]
-        if confident is not None and confident != (made["stage"] == "make_affinity_labels"):
-            usual = "make_affinity_labels" if confident else "make_pseudo_labels"
-            _note(f"{folder}: made by {made['stage']}; usual are labels of {usual}")
-    else:
-        digest = files.digest_files(paths)
-    images.check_classes(paths)
-    return digest
-
-
-def read_model(path: Path, classes: Sequence[str] | None = None) -> str:
-    """Digest of a checkpoint; checked like a directory where a run.json lies beside `model.pt`."""
-    if path.name == HOLDS["model"] and path.with_name("run.json").exists():
-        return read(path.parent, "model", classes)["digest"]
-    return files.digest_file(path)
-
-
-def _note_versions(folder: Path, what: str, record: dict[str, Any]) -> None:
-    """Say what has changed on the machine since a directory was made, in one line."""
-    before = _mapping(record, "versions") | {"this project": record.get("git")}
-    now = versions() | {"this project": git_commit()}
-    changed = {k: (before.get(k), now[k]) for k in NOTED if before.get(k) != now[k]}
-    if changed:
-        words = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
-        _note(f"{folder}: {what} with another version ({words})")
-
-
-def _note(words: str) -> None:
-    if distributed.is_main():
-        print(f"note: {words}", file=sys.stderr)
 
 
 def _refuse_overlap(args: argparse.Namespace) -> None:
@@ -266,18 +157,18 @@ class Run:
             elif begun:
                 seconds = old.get("seconds")
                 self.record["seconds"] = seconds if isinstance(seconds, float) else 0.0
-                _note_versions(self.out, "begun", old)
+                note_versions(self.out, "begun", old)
         elif any(p.is_file() and not p.name.startswith(".") for p in self.out.rglob("*")):
             raise InputError(f"{self.out}: holds files but no run.json; choose an empty directory")
         for path in self.out.glob(".*.tmp"):  # what a killed run left half-written
             path.unlink()
         self._write()
-        _write_sums(self.out, dict.fromkeys(self.makes, "-"))
+        write_sums(self.out, dict.fromkeys(self.makes, "-"))
         return 0
 
     def _written(self, old: dict[str, Any]) -> Iterator[str]:
         """Names of all files that the run of a record may have written: its results."""
-        makes = _read_sums(self.out) if (self.out / SUMS).exists() else {}
+        makes = read_sums(self.out) if (self.out / SUMS).exists() else {}
         yield from makes
         if self.holds == "model":
             yield from ("last.pt", "log.jsonl")
@@ -292,12 +183,12 @@ class Run:
         if old.get("classes") != self.record["classes"]:
             what = class_difference(old.get("classes"), self.record["classes"])
             return f"{self.out}: {what}; choose another --out, or start again with --overwrite"
-        before, now = self.defaults | _mapping(old, "settings"), self.record["settings"]
+        before, now = self.defaults | mapping(old, "settings"), self.record["settings"]
         same = {k for k in now if old.get("finished") is True and before.get(k) == now[k]}
         # "auto" is what it stands for, and must not come to stand for something else halfway.
         before = before | _resolved(before, old, same)
         now = now | _resolved(now, self.record, same)
-        read, reads = _mapping(old, "inputs"), self.record["inputs"]
+        read, reads = mapping(old, "inputs"), self.record["inputs"]
         changes = {
             "settings": difference(before, now),
             "inputs": difference(comparable(read, reads), comparable(reads, read)),
@@ -330,7 +221,7 @@ class Run:
 
 def _resolved(settings: dict[str, Any], record: dict[str, Any], but: set[str]) -> dict[str, Any]:
     """What the settings that say "auto" became, but for some of them."""
-    resolved = _mapping(record, "resolved")
+    resolved = mapping(record, "resolved")
     return {k: resolved.get(k, v) for k, v in settings.items() if v == "auto" and k not in but}
 
 
@@ -341,11 +232,6 @@ def comparable(inputs: dict[str, str], other: dict[str, str]) -> dict[str, str]:
     """
     left_out = "images" if "contents" in inputs and "contents" in other else "contents"
     return {k: v for k, v in inputs.items() if k != left_out}
-
-
-def _mapping(record: dict[str, Any], name: str) -> dict[str, Any]:
-    value = record.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 class Log:

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.errors import InputError
 from core.method.backbones import TIMM, TORCHVISION, Backbone, import_timm
-from core.run import checkpoint, record
+from core.run import artefacts, checkpoint
 
 import torch
 import torchvision
@@ -51,7 +51,7 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
 
 def digest(weights: str) -> str:
     """What --weights stands for: its keyword, or the digest of the file."""
-    return weights if weights in ("none", "imagenet") else record.read_model(Path(weights))
+    return weights if weights in ("none", "imagenet") else artefacts.read_model(Path(weights))
 
 
 def _download(name: str) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from core.data.datasets import DataRoot
 from core.data.scores import Scores
 from core.errors import InputError
 from core.method.networks import Classifier
-from core.run import checkpoint, record, weights
+from core.run import artefacts, checkpoint, record, weights
 
 import torch
 from torch import nn
@@ -94,7 +94,7 @@ def read_model(path: Path) -> None:
 
 
 def read_record(path: Path) -> None:
-    record.read(path.parent, "scores", RECORD["classes"])
+    artefacts.read(path.parent, "scores", RECORD["classes"])
 
 
 def read_own_record(path: Path) -> None:
