@@ -11,8 +11,6 @@ paper's Tables 1 and 2). A checkpoint predicts first, with the options of predic
 given here too (`--scales 1 --no-crf`); `--save-predictions` keeps the label maps.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

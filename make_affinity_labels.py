@@ -9,8 +9,6 @@ The label maps are worth a look: 0 confident background, 1..C confident classes,
 neither (IRN, Ahn et al. 2019).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

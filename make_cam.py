@@ -9,8 +9,6 @@ About 10 minutes for VOC's train_aug on an A100, 0.5 GB on disk. Score them with
 map that the released code scores and makes affinity labels from (README, Differences).
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 

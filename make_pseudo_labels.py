@@ -7,8 +7,6 @@ About 15 minutes for VOC's train_aug on 16 cores, or on a GPU. Score the label m
 `evaluate.py --labels`; expect 64.7 mIoU on train with a ResNet-50 (paper).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -8,8 +8,6 @@ About 15 minutes for VOC's train_aug on an A100. Score the result with `evaluate
 expect 64 mIoU on train with a ResNet-50 (paper).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from core import recipe

@@ -13,8 +13,6 @@ never see more than `--max-side` pixels on the longer side (times the scale), so
 grow with the picture.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

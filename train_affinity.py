@@ -7,8 +7,6 @@
 The 3 epochs take about 15 minutes on an A100 with 24 GB.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from core import recipe

@@ -8,8 +8,6 @@ one of 40 GB, about 3 hours on an A100). Expect a CAM mIoU of 48 to 52 on train.
 Table 1 are `--no-p-cls --no-re`, `--no-re`, `--no-p-cls` and no switch.
 """
 
-from __future__ import annotations
-
 import functools
 
 from core import recipe

@@ -7,8 +7,6 @@
 The defaults are the paper's recipe (50 epochs of train_aug; about 12 hours on an A100).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from core import recipe

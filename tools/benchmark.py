@@ -11,8 +11,6 @@ image at a time, the dense random walk, pydensecrf once per pass, all files agai
 Peak memory is measured on GPUs alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -3,8 +3,6 @@
 Memory is counted by running the stage's own functions on the meta device: all shapes, no data.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import importlib

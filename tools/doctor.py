@@ -8,8 +8,6 @@ status 1 if any says FAIL. Give the options of the planned training. What memory
 is an estimate: tools/budget.py tells how it is made.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import os

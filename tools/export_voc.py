@@ -11,8 +11,6 @@ its image (checked where --data is given) with labels 0..20 and no 255. Every ma
 the VOC palette, whatever it had. The same label maps give the same bytes. Under a minute.
 """
 
-from __future__ import annotations
-
 import argparse
 import gzip
 import io

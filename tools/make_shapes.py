@@ -10,8 +10,6 @@ distractors. Under a minute for the default 900 images on one core.
 The same settings give the same bytes, and an image depends on its split and number alone.
 """
 
-from __future__ import annotations
-
 import argparse
 import colorsys
 import shutil

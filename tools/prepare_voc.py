@@ -10,8 +10,6 @@ SBD's). A partial devkit is fine; what it lacks is named. Exit status 1 if a fil
 split is complete.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import errno

@@ -12,8 +12,6 @@ folder holds the steps' directories (RUNS/cam, RUNS/cam.json ...) or any tree of
 named and left out. A minute per 1,000 images of a gallery.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import sys

@@ -3,8 +3,6 @@
 A new stage is a script and one entry here. Every step writes RUNS/<name>; data flow down the list.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

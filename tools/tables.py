@@ -11,8 +11,6 @@ if any did. `--small` makes synthetic data and takes 20 minutes a seed on 2 CPU 
 scripts/table*.sh for hours and expected figures.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os

@@ -1,7 +1,5 @@
 """The benchmark's own data: photograph-like JPEGs, masks, CAM files in our form and the usual."""
 
-from __future__ import annotations
-
 from core.data.datasets import VOC_CLASSES, DataRoot
 from core.data.images import write_label
 from core.data.scores import Scores, strided_size, upsample

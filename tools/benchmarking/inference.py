@@ -1,7 +1,5 @@
 """CAMs, dense CRF, random walk, evaluation and the CAM files, each against its usual form."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from functools import cache, partial

@@ -1,7 +1,5 @@
 """Two ways of doing the same thing, timed in turn on the same data: a row of the table."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import os
@@ -56,7 +54,7 @@ class Bench:
         return precision.amp_type("auto", self.device)
 
     @property
-    def one_core(self) -> Bench:
+    def one_core(self) -> "Bench":
         """The same on one core of the CPU."""
         return dataclasses.replace(self, device=torch.device("cpu"), threads=1)
 

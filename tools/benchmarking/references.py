@@ -4,8 +4,6 @@ The forms are those of the code that the authors of Puzzle-CAM released and of I
 builds. What they compute is what core/ computes (tests/test_benchmark.py compares them).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path

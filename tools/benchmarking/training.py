@@ -1,7 +1,5 @@
 """The loader and the training steps, each against its usual form."""
 
-from __future__ import annotations
-
 import dataclasses
 import tempfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Line charts as SVG data URIs: training curves and threshold sweeps."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What lies in run folders: steps (run.json, log.jsonl) and evaluations, read and checked."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Which images are shown: best, median and worst ones in the page, some in overview.png."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import tempfile

@@ -4,8 +4,6 @@ Source: Jo and Yu, "Puzzle-CAM: Improved localization via matching partial and f
 ICIP 2021 (arXiv 2101.11253), Tables 1 to 3; what they cite there for AffinityNet, IRNet and SEAM.
 """
 
-from __future__ import annotations
-
 import statistics
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """What the steps made of the images of a split: pictures, label maps and the images' own IoU."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

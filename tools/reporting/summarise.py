@@ -1,7 +1,5 @@
 """Figures of runs as tables of text: results, stages, IoU per class; metrics.json; remarks."""
 
-from __future__ import annotations
-
 import shlex
 import statistics
 from collections.abc import Iterable
