@@ -1,0 +1,160 @@
+"""Other projects' score maps: every form in, ours out and in again, hostile files refused."""
+
+import io
+import os
+import pickle
+
+from core.data.datasets import DataRoot
+from core.data.scores import Scores, strided_size, upsample
+from core.errors import InputError
+from core.run import artefacts
+from tools import export_scores, foreign, import_scores
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import write_cams
+from faults.stages import STAGES
+
+SIZE, LABELS, N = (48, 64), [2, 3], 3
+torch.manual_seed(0)
+# Smooth, as maps of a network are.
+CAM = F.interpolate(torch.rand(1, 2, 3, 4), strided_size(SIZE), mode="bicubic")[0]
+CAM = (CAM.clamp(min=0) / CAM.amax((1, 2), keepdim=True)).numpy()
+FULL = upsample(torch.from_numpy(CAM), SIZE).numpy()
+FORMS = {
+    "irn": {"keys": np.array([1, 2]), "cam": CAM, "high_res": FULL},
+    "torch keys": {"keys": [1, 2], "cam": CAM, "high_res": FULL},
+    "puzzlecam": {"keys": np.array([0, 2, 3]), "cam": CAM, "hr_cam": FULL},
+    "clip-es": {"keys": np.array([1, 2]), "attn_highres": FULL.astype(np.float16)},
+    "seam": {1: FULL[0], 2: FULL[1]},
+    "seam, unordered": {2: FULL[1], 1: FULL[0]},
+    "all classes": np.stack([np.zeros(SIZE, np.float32), *FULL]),
+    "own classes": CAM,
+}
+
+
+def saved(path, value, protocol=None):
+    """A .npy of an array, or of a dict pickled by any protocol."""
+    if protocol is None or isinstance(value, np.ndarray):
+        np.save(path, value, allow_pickle=True)
+    else:
+        header = io.BytesIO()
+        np.save(header, np.array({}, object), allow_pickle=True)
+        start = header.getvalue().index(b"\n") + 1
+        boxed = np.array(value, object)
+        path.write_bytes(header.getvalue()[:start] + pickle.dumps(boxed, protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", [None, 0, 2, 3, 4, 5])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_read(tmp_path, form, protocol):
+    path = saved(tmp_path / "a.npy", FORMS[form], protocol)
+    scores = foreign.as_scores(foreign.load(path), path, LABELS, N, SIZE, "")
+    assert scores.classes.tolist() == LABELS and scores.size == SIZE
+    error = np.abs(scores.cam - CAM)
+    strided = form == "own classes" or (isinstance(FORMS[form], dict) and "cam" in FORMS[form])
+    assert error.max() < (1e-3 if strided else 0.15)
+    assert error.mean() < 2e-3
+
+
+def test_images_and_archives(tmp_path):
+    from PIL import Image
+
+    np.savez(tmp_path / "a.npz", keys=np.array([1, 2]), cam=CAM)
+    value = foreign.load(tmp_path / "a.npz")
+    assert (foreign.as_scores(value, tmp_path, LABELS, N, SIZE, "").cam == CAM.astype("f2")).all()
+    grey = (FULL[0] * 255).round().astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    scores = foreign.as_scores(foreign.load(tmp_path / "a.png"), tmp_path, [2], N, SIZE, "")
+    assert np.abs(scores.cam[0] - CAM[0]).mean() < 5e-3
+
+
+def test_maps_above_one_and_of_another_stride(tmp_path):
+    value = {"keys": np.array([1, 2]), "cam": 7 * CAM[:, ::2, ::2]}
+    scores = foreign.as_scores(value, tmp_path, LABELS, N, SIZE, "")
+    assert scores.cam.shape == CAM.shape
+    np.testing.assert_allclose(scores.cam.max((1, 2)), 1, atol=1e-3)
+
+
+class Hostile:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"keys": Hostile(os.system, ("touch {}",))},
+        {"keys": Hostile(eval, ("1",))},
+        {"keys": Hostile(np.ndarray, ((1 << 40,),))},
+        {"keys": Hostile(np.fromfile, ("/etc/passwd", "u1"))},
+        {"keys": Hostile(np.dtype, ("V9999999999",))},
+        {"keys": torch.zeros(2)},
+    ],
+    ids=str,
+)
+def test_hostile_pickles_are_refused(tmp_path, value):
+    path = saved(tmp_path / "a.npy", value, 2)
+    with pytest.raises(InputError, match=r"a\.npy: (refused, its pickle|damaged)") as error:
+        foreign.load(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"keys": np.array([2, 3]), "cam": CAM}, r"classes \[3, 4\], but the image has \[2, 3\]"),
+        ({"keys": np.array([1, 2]), "maps": CAM}, r"no map 'cam'; it has maps: give --map"),
+        ({"keys": np.array([1, 2]), "cam": CAM[:1]}, r"shape \(1, 12, 16\) for 2 classes"),
+        ({"a": CAM}, "a dict of a without `keys`"),
+        ({"keys": np.array([1, 2]), "cam": CAM * np.nan}, "holds NaN"),
+        (np.zeros((5, 4, 4)), r"shape \(5, 4, 4\) for 2 classes"),
+    ],
+)
+def test_wrong_forms_say_what_was_seen(tmp_path, value, message):
+    path = saved(tmp_path / "a.npy", value)
+    with pytest.raises(InputError, match=rf"a\.npy: .*{message}"):
+        foreign.as_scores(foreign.load(path), path, LABELS, N, SIZE, "")
+    path.write_bytes(path.read_bytes()[:90])
+    with pytest.raises(InputError, match=r"a\.npy: "):
+        foreign.load(path)
+
+
+@pytest.mark.parametrize("form", ["irn", "puzzlecam", "seam"])
+def test_out_and_in_again(inputs, tmp_path, form):
+    """Our CAMs through another project's form: the same scores, the same labels."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "cam"
+    export_scores.main([str(inputs / "cam"), "--form", form, "--out", str(theirs)])
+    more = ["--data", str(inputs / "data"), "--split", "train", "--out", str(ours)]
+    import_scores.main([str(theirs), *more])
+    made = artefacts.read(ours, "scores", DataRoot(inputs / "data").classes)
+    assert made["stage"] == "import_scores"
+    for path in sorted(ours.glob("*.npz")):
+        one, two = (Scores.load(folder / path.name, 3) for folder in (ours, inputs / "cam"))
+        assert one.classes.tolist() == two.classes.tolist() and one.size == two.size
+        if form == "seam":  # which has them at the image's size alone
+            assert np.abs(one.cam - two.cam).mean() < 0.01
+        else:
+            assert (one.cam == two.cam).all()
+    STAGES["affinity_labels"].run(inputs, tmp_path, "--scores", ours)
+    if form == "irn":
+        for path in (tmp_path / "affinity_labels").glob("*.png"):
+            assert path.read_bytes() == (inputs / "affinity_labels" / path.name).read_bytes()
+
+
+def test_a_file_that_is_missing(data_root, tmp_path):
+    write_cams(data_root, tmp_path / "cams")
+    export_scores.main([str(tmp_path / "cams"), "--out", str(tmp_path / "theirs")])
+    (tmp_path / "theirs/train1.npy").unlink()
+    more = ["--data", str(data_root), "--split", "train", "--out", str(tmp_path / "ours")]
+    with pytest.raises(InputError, match=r"train1\.npy: no such file, nor with \.npz"):
+        import_scores.main([str(tmp_path / "theirs"), *more])
+    assert not (tmp_path / "ours").exists()
+    with pytest.raises(InputError, match="theirs: not empty; choose a new folder"):
+        export_scores.main([str(tmp_path / "cams"), "--out", str(tmp_path / "theirs")])

@@ -1,0 +1,174 @@
+"""Score maps in the forms of other projects: read without running what a pickle asks for, written.
+
+| form | a file `<id>.npy` holds | of |
+|---|---|---|
+| irn | `{keys: (K,), cam: (K, h, w), high_res: (K, H, W)}`, keys from 0 | IRN, AdvCAM, ReCAM |
+| puzzlecam | `{keys: (K + 1,), cam, hr_cam}`, keys of labels, the background first | Puzzle-CAM |
+| clip-es | `{keys: (K,), attn_highres: (K, H, W)}`, keys from 0 | CLIP-ES |
+| seam | `{class: (H, W), ...}`, classes from 0 | SEAM, psa |
+| array | (C, H, W) of all classes, or (K, H, W) of the image's, ascending; or a grey image | |
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from core.data.images import open_checked
+from core.data.scores import Scores, sample, strided_size, upsample
+from core.errors import InputError
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.lib import format as npy
+
+MAPS = ("cam", "high_res", "hr_cam", "attn_highres")  # in a dict with `keys`, the first is taken
+ENDINGS = (".npy", ".npz", ".png", ".jpg")
+
+
+def _array(kind: str, shape: tuple[int, ...], code: bytes | str) -> np.ndarray:
+    """NumPy's `_reconstruct`, of an empty array alone: shape and data follow, and must agree."""
+    if kind != "ndarray" or tuple(shape) != (0,):
+        raise pickle.UnpicklingError("no plain array")
+    return np.ndarray((0,), np.int8)
+
+
+def _filled(data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """NumPy's `_frombuffer`."""
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> Any:
+    """NumPy's `scalar`."""
+    return np.frombuffer(data, dtype, 1)[0]
+
+
+def _dtype(code: str, *_: object) -> np.dtype:
+    """NumPy's, of numbers and objects."""
+    if code[:1] not in "biufO" or not code[1:].isdecimal():
+        raise pickle.UnpicklingError(f"data of type {code[:20]!r}")
+    return np.dtype(code)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How the oldest pickles spell bytes."""
+    return text.encode("latin-1")
+
+
+KNOWN = {
+    "_reconstruct": _array,
+    "_frombuffer": _filled,
+    "scalar": _scalar,
+    "dtype": _dtype,
+    "ndarray": "ndarray",
+    "encode": _encode,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds arrays, numbers, text, lists and dicts, with our own functions; refuses the rest."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] in ("numpy", "_codecs") and name in KNOWN:
+            return KNOWN[name]
+        raise pickle.UnpicklingError(f"asks for {module}.{name}")
+
+
+def load(path: Path) -> Any:
+    """What a .npy, .npz or image file holds: an array, or a dict of arrays.
+
+    Raises InputError for a damaged file, or a pickle that asks for more than arrays and dicts.
+    """
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        if path.suffix != ".npy":
+            with open_checked(path) as image:
+                return np.asarray(image.convert("L"), np.float32) / 255
+        with open(path, "rb") as file:
+            version = npy.read_magic(file)
+            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = header(file)
+            if not dtype.hasobject:
+                file.seek(0)
+                return npy.read_array(file, allow_pickle=False)
+            value = _Unpickler(file).load()
+            return value.item() if isinstance(value, np.ndarray) and shape == () else value
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: refused, its pickle {error}; save arrays and dicts") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except InputError:
+        raise
+    except Exception:  # what damaged files raise depends on pickle, NumPy and zipfile
+        raise InputError(f"{path}: damaged or not a file of arrays; make it again") from None
+
+
+def as_scores(
+    value: Any, path: Path, labels: list[int], n_classes: int, size: tuple[int, int], which: str
+) -> Scores:
+    """Scores of an image of `size` (H, W) and image-level `labels` from what `load` gave.
+
+    Maps at stride 4 stay as they are; of full-size ones those samples are taken that upsampling
+    restores (`scores.sample`); others are resized. Each map is divided by its maximum where that
+    is above 1. Which: the entry of a dict to take, "" for the first of `MAPS` that is there.
+
+    Raises InputError for another form, classes that the image does not have, or NaN.
+    """
+    classes, maps = _form(value, path, labels, n_classes, which)
+    if maps.ndim != 3 or len(maps) != len(classes):
+        raise InputError(f"{path}: maps of shape {maps.shape} for {len(classes)} classes")
+    if sorted(classes) != labels:
+        raise InputError(
+            f"{path}: maps of the classes {sorted(classes)}, but the image has {labels} (from 1); "
+            "another order of classes, or keys from 1?"
+        )
+    maps = torch.from_numpy(np.ascontiguousarray(maps[np.argsort(classes)], np.float32))
+    if not maps.isfinite().all():
+        raise InputError(f"{path}: holds NaN or inf; make it again")
+    grid = strided_size(size)
+    if len(maps) and tuple(maps.shape[1:]) == tuple(size):
+        maps = sample(maps.clamp(min=0))
+    elif len(maps) and tuple(maps.shape[1:]) != grid:
+        maps = F.interpolate(maps[None], grid, mode="bilinear")[0]
+    maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=1) if len(maps) else maps
+    cam = maps.half().numpy() if len(maps) else np.zeros((0, *grid), np.float16)
+    return Scores(np.array(labels, np.uint8), cam, size)
+
+
+def _form(
+    value: Any, path: Path, labels: list[int], n_classes: int, which: str
+) -> tuple[list[int], np.ndarray]:
+    """Class indices from 1, and maps, of a value in one of the forms above."""
+    if isinstance(value, np.ndarray):
+        value = value[None] if value.ndim == 2 else value
+        if len(value) == n_classes:
+            return labels, value[[c - 1 for c in labels]]
+        return labels, value
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds {type(value).__name__}, no array or dict of arrays")
+    if "keys" not in value:
+        if not all(isinstance(key, int | np.integer) for key in value):
+            raise InputError(f"{path}: a dict of {', '.join(map(str, value))[:80]} without `keys`")
+        return [int(key) + 1 for key in value], np.stack([*value.values()])
+    name = which or next((name for name in MAPS if value.get(name) is not None), "")
+    if name not in value:
+        has = ", ".join(key for key in value if key != "keys")
+        raise InputError(f"{path}: no map {name or MAPS[0]!r}; it has {has}: give --map")
+    keys, maps = np.asarray(value["keys"]).astype(int).tolist(), np.asarray(value[name])
+    if len(keys) == len(maps) + 1 and keys[0] == 0:
+        return keys[1:], maps
+    return [key + 1 for key in keys], maps
+
+
+def to_form(scores: Scores, form: str) -> dict[Any, np.ndarray]:
+    """Scores in the form "irn", "puzzlecam" or "seam", float32."""
+    cam = scores.cam.astype(np.float32)
+    full = upsample(torch.from_numpy(cam), scores.size).numpy()
+    classes = scores.classes.astype(np.int64)
+    if form == "irn":
+        return {"keys": classes - 1, "cam": cam, "high_res": full}
+    if form == "puzzlecam":
+        return {"keys": np.array([0, *classes]), "cam": cam, "hr_cam": full}
+    return {int(c) - 1: each for c, each in zip(classes, full, strict=True)}
