@@ -16,7 +16,7 @@ import make_cam
 import train_classification
 from core.errors import InputError
 from core.run import lock
-from core.run.inference import read_ahead
+from core.run.inference import prepare_ahead
 from core.run.main import run_main
 from core.run.parallel import Pool
 
@@ -143,7 +143,7 @@ def allocate(kind: str) -> None:
 def test_in_worker_processes(where, kind, message, capsys):
     def main() -> None:
         if where == "loader":
-            list(read_ahead([kind], allocate, workers=1))
+            list(prepare_ahead([kind], allocate, workers=1))
             return
         with Pool(2) as pool:
             list(pool.map(allocate, [(kind,)]))

@@ -16,7 +16,7 @@ from core.errors import InputError
 from core.method import losses
 from core.method.networks import AffinityNet, Classifier
 from core.method.puzzle import merge, tile
-from core.run import optimizer, sampling, training
+from core.run import optimizer, training
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_global_batches_do_not_depend_on_processes(monkeypatch):
         parts = []
         for rank in range(world):
             monkeypatch.setenv("RANK", str(rank))
-            parts.append(list(sampling.GlobalBatches(11, 4, seed=5, start=0, stop=6)))
+            parts.append(list(training.global_batches(11, 4, seed=5, start=0, stop=6)))
         return [sorted(chain(*batch)) for batch in zip(*parts, strict=True)]
 
     alone = all_ranks(1)

@@ -1,7 +1,5 @@
 """Which parameters are trained at which rate, and how the rate falls."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from core import recipe
@@ -10,11 +8,9 @@ import torch
 from torch import nn
 
 
-def poly_lr(
-    step: int, max_step: int, base: float, power: float = recipe.CLASSIFICATION.poly_power
-) -> float:
+def poly_lr(step: int, max_step: int, base: float) -> float:
     """base * (1 - step / max_step) ** power; from the last step on it stays as it is."""
-    return base * (1 - min(step, max_step - 1) / max_step) ** power
+    return base * (1 - min(step, max_step - 1) / max_step) ** recipe.CLASSIFICATION.poly_power
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, pretrained: bool) -> list[dict]:
@@ -32,8 +28,7 @@ def parameter_groups(network: nn.Module, weight_decay: float, pretrained: bool) 
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             new = not (pretrained and name.startswith("backbone."))
-            key = (new, name.endswith("bias"))
-            groups[key]["params"].append(parameter)
+            groups[new, name.endswith("bias")]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 

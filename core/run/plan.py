@@ -1,7 +1,5 @@
 """How a training goes, step by step, as its options have it."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass
 
@@ -37,27 +35,22 @@ class Plan:
     sync_bn: bool = False
 
     @classmethod
-    def of(cls, args: argparse.Namespace, n_images: int, device: torch.device) -> Plan:
+    def of(cls, args: argparse.Namespace, n_images: int, device: torch.device) -> "Plan":
         """The plan of a command line for a split of `n_images`.
 
-        Raises:
-            InputError: fewer than 2 images, a batch larger than the data set or one that the
-                processes and microbatches do not divide; a crop that the network's stride does
-                not; sides in the wrong order.
+        InputErrors: fewer than 2 images; a batch larger than the data set, or that processes and
+        microbatches do not divide; a crop that the stride does not; sides in the wrong order.
         """
         if n_images < 2:
             raise InputError(f"{args.data}: split {args.split!r} has {n_images} image; at least 2")
+        batch = f"--batch-size {args.batch_size}"
         if args.batch_size > n_images:
-            raise InputError(
-                f"--batch-size {args.batch_size} is larger than the {n_images} images of split "
-                f"{args.split!r}; lower it"
-            )
+            images = f"the {n_images} images of split {args.split!r}"
+            raise InputError(f"{batch} is larger than {images}; lower it")
         world = distributed.world_size()
         if args.batch_size % (world * args.accumulate):
-            raise InputError(
-                f"--batch-size {args.batch_size} is not divisible by {world} processes x "
-                f"--accumulate {args.accumulate}"
-            )
+            by = f"{world} processes x --accumulate {args.accumulate}"
+            raise InputError(f"{batch} is not divisible by {by}")
         grid = getattr(args, "grid", 1)  # of the puzzle module: each tile is a view of its own
         if args.crop % (recipe.BACKBONE.output_stride * grid):
             by = f"{recipe.BACKBONE.output_stride}{f' x --grid {grid}' * (grid > 1)}"
@@ -66,16 +59,10 @@ class Plan:
             raise InputError(f"--sides {args.sides[0]} {args.sides[1]}: the smaller one first")
         if args.sync_bn and device.type != "cuda":
             raise InputError("--sync-bn needs GPUs")
-        same = {
-            name: getattr(args, name) for name in cls.__dataclass_fields__ if hasattr(args, name)
-        }
         steps = n_images // args.batch_size  # of an epoch: the last partial batch is dropped
-        same |= {
-            "max_step": args.epochs * steps,
-            "save_every": args.save_every or steps,
-            "amp": precision.amp_type(args.amp, device),
-        }
-        return cls(**same)
+        said = {k: v for k, v in vars(args).items() if k in cls.__dataclass_fields__}
+        said |= {"max_step": args.epochs * steps, "save_every": args.save_every or steps}
+        return cls(**said | {"amp": precision.amp_type(args.amp, device)})
 
     def resolved(self) -> dict[str, int | str]:
         """What run.json records beside the options: AMP type, and how many images a BN sees."""

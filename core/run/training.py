@@ -1,7 +1,6 @@
 """What the three trainings share: the step, the log, exact resume."""
 
-from __future__ import annotations
-
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,13 +13,31 @@ from core.run import checkpoint, distributed, parallel, precision
 from core.run.optimizer import poly_lr, sgd
 from core.run.plan import Plan
 from core.run.record import Log
-from core.run.sampling import GlobalBatches
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+
+
+def global_batches(
+    n_images: int, batch_size: int, seed: int, start: int, stop: int
+) -> Iterator[list[int]]:
+    """This process's part of every global batch from step `start` to `stop`, across epochs.
+
+    The order depends on (seed, epoch) alone, the last partial batch is dropped, and a draw is
+    epoch * n_images + position (see `datasets.TrainingViews`), so a resumed run or one of another
+    number of processes sees the same views in the same batches.
+    """
+    part = batch_size // distributed.world_size()
+    order, ordered_epoch = np.zeros(0, int), -1
+    for step in range(start, stop):
+        epoch, number = divmod(step, n_images // batch_size)
+        if epoch != ordered_epoch:
+            order = np.random.default_rng((seed, epoch)).permutation(n_images)
+            ordered_epoch = epoch
+        first = number * batch_size + distributed.rank() * part
+        yield (epoch * n_images + order[first : first + part]).tolist()
 
 
 class Trainer:
@@ -75,9 +92,6 @@ class Trainer:
             log_bytes = self._resume(last)
         distributed.check_same(self.step, "the step to go on from")
         self.log = Log(out / "log.jsonl", log_bytes) if distributed.is_main() else None
-        self._wrap()
-
-    def _wrap(self) -> None:
         self.ddp: DistributedDataParallel | None = None
         self.network: Callable[[Tensor], Tensor] = self.plain
         if distributed.world_size() > 1:
@@ -88,7 +102,7 @@ class Trainer:
                 warnings.simplefilter("ignore", FutureWarning)
                 self.ddp = DistributedDataParallel(self.plain, devices, broadcast_buffers=False)
             self.network = self.ddp
-        if self.plan.compile:  # after DDP, as torch's DDP notes have it; all batches are one size
+        if plan.compile:  # after DDP, as torch's DDP notes have it; all batches are one size
             self.network = torch.compile(self.network, dynamic=False)
 
     def _resume(self, path: Path) -> int:
@@ -107,39 +121,25 @@ class Trainer:
                 raise ValueError
             return log_bytes
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-            raise InputError(
-                f"{path}: not the last.pt of this training; remove it to start again"
-            ) from None
+            what = "not the last.pt of this training"
+            raise InputError(f"{path}: {what}; remove it to start again") from None
 
     def batches(self, dataset: TrainingViews) -> Iterator[list[Tensor]]:
         """Batches on the device from the current step to the last, behind a progress bar.
 
-        Raises:
-            InputError: a bad image or label map.
+        A bad image or label map is an InputError.
         """
-        plan = self.plan
-        sampler = GlobalBatches(len(dataset), plan.batch_size, plan.seed, self.step, plan.max_step)
-        loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=plan.workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=parallel.ignore_interrupts,
-            prefetch_factor=4 if plan.workers else None,
-        )
+        plan, on_gpu = self.plan, self.device.type == "cuda"
+        order = global_batches(len(dataset), plan.batch_size, plan.seed, self.step, plan.max_step)
+        read = parallel.read_ahead(dataset, plan.workers, batch_sampler=order, pin_memory=on_gpu)
+        moved = ([t.to(self.device, non_blocking=True) for t in batch] for batch in read)
         self.bar = distributed.progress(plan.max_step, self.out.name, "step", self.step)
         self.plain.train()
         with self.bar:
-            ahead: list[Tensor] | None = None
-            with parallel.signals_held():
-                loading = iter(loader)
-            for batch in loading:  # one batch is copied while the one before is computed
-                batch = [t.to(self.device, non_blocking=True) for t in batch]
-                if ahead is not None:
-                    yield self.begin(ahead)
-                ahead = batch
-            if ahead is not None:
-                yield self.begin(ahead)
+            following = next(moved, None)
+            while following is not None:  # one batch is copied while the one before is computed
+                batch, following = following, next(moved, None)
+                yield self.begin(batch)
 
     def begin(self, batch: list[Tensor]) -> list[Tensor]:
         """Set what an update depends on beside its batch; both are functions of the step."""
@@ -152,9 +152,8 @@ class Trainer:
     def microbatches(self, batch: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batch in `accumulate` pieces: normalised images (n, 3, crop, crop), and targets."""
         count = self.plan.accumulate
-        for i, (images, boxes, targets) in enumerate(
-            zip(*(t.chunk(count) for t in batch), strict=True), 1
-        ):
+        pieces = zip(*(t.chunk(count) for t in batch), strict=True)
+        for i, (images, boxes, targets) in enumerate(pieces, 1):
             if self.ddp is not None:  # its no_sync(), in a loop: the last one sums over processes
                 self.ddp.require_backward_grad_sync = i == count
             yield normalize(images, boxes), targets
@@ -178,11 +177,9 @@ class Trainer:
         self.scaler.scale(loss / self.plan.accumulate).backward()
         row = {"loss": loss, **terms}
         self.names = list(row)
-        as_tensors = (
-            t.detach().float() if isinstance(t, Tensor) else loss.new_full((), t, dtype=torch.float)
-            for t in row.values()
-        )
-        self.rows.append(torch.stack(list(as_tensors)))
+        new = functools.partial(loss.new_full, (), dtype=torch.float)
+        values = (t.detach().float() if isinstance(t, Tensor) else new(t) for t in row.values())
+        self.rows.append(torch.stack(list(values)))
 
     def update(self) -> None:
         """The SGD step; then a row of the log and a checkpoint where they are due."""
@@ -203,10 +200,8 @@ class Trainer:
         """The terms since the last row, (steps, terms), averaged over the processes.
 
         Rows and checkpoints are where a training waits for the GPU, and (GradScaler's look at the
-        gradients under fp16 aside) nothing else is.
-
-        Raises:
-            InputError: NaN or inf, naming the step, the terms and the last good checkpoint.
+        gradients under fp16 aside) nothing else is. NaN or inf is an InputError that names the
+        step, the terms and the last good checkpoint.
         """
         # Averaged in place: what a checkpoint holds is then the same on every process.
         mean = distributed.total(torch.stack(self.pending)).div_(distributed.world_size())
@@ -255,19 +250,17 @@ class Trainer:
         if self.log is None:  # another process than the main one
             return
         pending = torch.stack(self.pending) if self.pending else torch.zeros(0)
-        checkpoint.save(
-            self.out / "last.pt",
-            {
-                "run": self.identity,
-                "step": self.step,
-                "network": self.plain.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "pending": pending.cpu(),
-                "names": self.names,
-                "log_bytes": self.log.bytes(),
-            },
-        )
+        state = {
+            "run": self.identity,
+            "step": self.step,
+            "network": self.plain.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "pending": pending.cpu(),
+            "names": self.names,
+            "log_bytes": self.log.bytes(),
+        }
+        checkpoint.save(self.out / "last.pt", state)
 
     def finish(self, classes: list[str]) -> None:
         """Write `model.pt`."""
