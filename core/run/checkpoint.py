@@ -36,8 +36,12 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such checkpoint")
     try:
         with open(path, "rb") as file:
-            if file.read(2) == b"PK":  # torch's old format has no check sums
-                _verify(path)
+            is_zip = file.read(2) == b"PK"  # torch's old format has no check sums
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+                if size > path.stat().st_size or archive.testzip():  # torch ignores check sums
+                    raise zipfile.BadZipFile
         with warnings.catch_warnings():  # about pickle protocols and sparse tensors
             warnings.simplefilter("ignore")
             value = torch.load(path, map_location="cpu", weights_only=True)
@@ -48,13 +52,6 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a checkpoint of this project or of torchvision")
     return value
-
-
-def _verify(path: Path) -> None:
-    """Compare the check sums, which torch ignores, and refuse what is larger than its file."""
-    with zipfile.ZipFile(path) as archive:
-        if sum(m.file_size for m in archive.infolist()) > path.stat().st_size or archive.testzip():
-            raise zipfile.BadZipFile
 
 
 def check_form(state: dict[str, Any], source: str) -> None:
@@ -98,12 +95,6 @@ def check_finite(state: dict[str, Tensor], source: str) -> None:
         raise InputError(f"{source}: {name!r} holds NaN or inf; take an earlier checkpoint")
 
 
-def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict after `check_weights`."""
-    check_weights(module, state, source)
-    module.load_state_dict(state, strict=False)
-
-
 def save_model(path: Path, network: nn.Module, classes: list[str]) -> None:
     """Write `model.pt`: finite weights, the arguments that rebuild the network, the class names."""
     weights = network.state_dict()
@@ -138,6 +129,6 @@ def load_model(
         raise InputError(f"{path}: its network cannot be built ({error})") from None
     check_weights(skeleton, state["weights"], str(path))
     network = network_class(**state["arguments"])
-    load_weights(network, state["weights"], str(path))
+    network.load_state_dict(state["weights"], strict=False)
     setattr(network, "classes", list(state["classes"]))  # noqa: B010 - Module's types
     return network.eval()

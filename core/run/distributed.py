@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 T = TypeVar("T")
-JOINING = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # the environment of one of many
+JOINING = "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"  # the environment of one of many
 SHARED = "--out must be one folder that all machines share"
 
 
@@ -180,7 +180,7 @@ def _gather(value: T) -> list[T]:
     return values
 
 
-def progress(total: int, what: str, unit: str = "image", initial: int = 0) -> tqdm:
-    """A progress bar with rate and ETA, shown by the main process alone."""
+def progress(total: int, what: str, unit: str = "image", done: int = 0, over: Any = None) -> tqdm:
+    """A progress bar with rate and ETA, of the main process alone; it may iterate `over` things."""
     shown = {"dynamic_ncols": True, "disable": not is_main()}
-    return tqdm(total=total, desc=what, unit=unit, initial=initial, **shown)
+    return tqdm(over, total=total, desc=what, unit=unit, initial=done, **shown)

@@ -39,11 +39,8 @@ def equal_size_batches(
             if errors is None:
                 raise
             errors.append(str(error))
-    return [
-        group[i : i + batch_images]
-        for group in by_size.values()
-        for i in range(0, len(group), batch_images)
-    ]
+    groups = by_size.values()
+    return [g[i : i + batch_images] for g in groups for i in range(0, len(g), batch_images)]
 
 
 def remaining(items: Sequence[T], out: Path, suffix: str) -> list[T]:
@@ -56,11 +53,6 @@ def remaining(items: Sequence[T], out: Path, suffix: str) -> list[T]:
     todo = [item for item in items if not done(item)]
     distributed.barrier()  # everyone has looked before anyone writes
     return distributed.share(todo)
-
-
-def prepare_ahead(items: Sequence[T], prepare: Callable[[T], R], workers: int) -> Iterator[R]:
-    """Yield prepare(item) in order, computed ahead by `workers` processes."""
-    return read_ahead(items, workers, batch_size=None, collate_fn=prepare)
 
 
 def images_and_scores(
@@ -76,7 +68,7 @@ def images_and_scores(
         path = folder / f"{image_id}.npz"
         return image_id, image, Scores.load(path, len(data.classes), tuple(image.shape[1:]))
 
-    return prepare_ahead(ids, load, workers)
+    return read_ahead(ids, workers, batch_size=None, collate_fn=load)
 
 
 def label_images(
@@ -88,18 +80,14 @@ def label_images(
 ) -> list[R]:
     """Call labelling(id, uint8 image (H, W, 3), scores) for all that lack an `OUT/<id>.png`.
 
-    In a pool for `device`, behind a progress bar; returns what the calls did. Errors: see
-    `images_and_scores`.
+    In a pool for `device`, behind a progress bar; returns what the calls did.
     """
     todo = remaining(ids, args.out, ".png")
     loaded = images_and_scores(data, todo, args.scores, args.workers)
     tasks = ((i, images.as_array(image), scores) for i, image, scores in loaded)
-    results = []
-    with distributed.progress(len(todo), args.out.name) as bar, Pool(args.jobs, device) as pool:
-        for result in pool.map(labelling, tasks):
-            results.append(result)
-            bar.update()
-    return results
+    with Pool(args.jobs, device) as pool:
+        done = pool.map(labelling, tasks)
+        return list(distributed.progress(len(todo), args.out.name, over=done))
 
 
 def pyramids(
@@ -132,8 +120,9 @@ def pyramids(
             copies.append(pyramid(images.fit(image, max_side), scales))
         return names, [torch.stack(each) for each in zip(*copies, strict=True)], size, bad
 
+    loaded = read_ahead(groups, workers, batch_size=None, collate_fn=load)
     with distributed.progress(sum(map(len, groups)), what) as bar:
-        for names, copies, size, bad in prepare_ahead(groups, load, workers):
+        for names, copies, size, bad in loaded:
             if bad and errors is None:
                 raise InputError(bad[0])
             if errors is not None:

@@ -14,6 +14,7 @@ Exit status: that of the process that failed, 128 + N for one that signal N kill
 import argparse
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -21,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 GRACE = 15.0  # seconds from SIGTERM to SIGKILL
 MEETING = 900.0  # seconds for the nodes to be started one after the other
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # a killed launcher takes its processes along
-# In the store: why a node failed; how many nodes have ended.
-REASON, DONE = "launch/reason", "launch/done"
+REASON, DONE = "launch/reason", "launch/done/{}"  # in the store: why a node failed; which ended
 stopped: list[int] = []  # the signals so far: noted only, for torch's import swallows exceptions
 
 
@@ -108,15 +107,14 @@ def meet(args: argparse.Namespace) -> "TCPStore | None":
     if stopped:
         return None
     try:
-        minute = timedelta(minutes=1)
-        return TCPStore(host, int(port), None, first, minute, wait_for_workers=False)
+        return TCPStore(host, int(port), None, first, timedelta(minutes=1), wait_for_workers=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--master {args.master}: {reason}; try another port") from None
 
 
-def start(args: argparse.Namespace, store: "TCPStore", folder: Path) -> Iterator[Worker]:
-    """Start this machine's processes one after the other."""
+def start(args: argparse.Namespace, store: "TCPStore", folder: str, workers: list[Worker]) -> None:
+    """Start this machine's processes one after the other, and note each in `workers`."""
     shared = {
         "MASTER_ADDR": store.host,
         "MASTER_PORT": str(store.port),
@@ -127,25 +125,28 @@ def start(args: argparse.Namespace, store: "TCPStore", folder: Path) -> Iterator
     }
     for number in range(args.processes):
         rank = args.node_rank * args.processes + number
-        words = folder / str(rank)
+        words = Path(folder, str(rank))
         own = {"RANK": str(rank), "LOCAL_RANK": str(number), LAST_WORDS: str(words)}
+        command, env = [sys.executable, *args.command], os.environ | shared | own
+        along = functools.partial(LIBC.prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
         # A session of its own: Ctrl-C reaches the launcher alone, which ends all of them once.
         process = subprocess.Popen(
-            [sys.executable, *args.command],
-            env=os.environ | shared | own,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+            command, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=along
         )
-        yield Worker(rank, process, words)
+        workers.append(Worker(rank, process, words))
 
 
-def watch(workers: list[Worker], store: "TCPStore", nodes: int) -> tuple[int, str]:
+def all_ended(args: argparse.Namespace, store: "TCPStore") -> bool:
+    """Say that this node has ended; whether all have."""
+    store.set(DONE.format(args.node_rank), "")
+    return store.check([DONE.format(node) for node in range(args.nodes)])
+
+
+def watch(workers: list[Worker], store: "TCPStore", args: argparse.Namespace) -> tuple[int, str]:
     """Wait until all have ended well, (0, ""), or the first has not: exit status and reason.
 
     The nodes leave together, for the next job has the same port.
     """
-    well = False
     while True:
         failed = [worker for worker in workers if worker.failed()]
         if failed:
@@ -154,13 +155,10 @@ def watch(workers: list[Worker], store: "TCPStore", nodes: int) -> tuple[int, st
             return first.reason()
         if stopped:
             return stop()
-        if not well and all(worker.process.poll() == 0 for worker in workers):
-            well = True
-            store.add(DONE, 1)
-        if well and store.add(DONE, 0) >= nodes:
-            return 0, ""
         if store.check([REASON]):
             return 1, store.get(REASON).decode()
+        if all(worker.process.poll() == 0 for worker in workers) and all_ended(args, store):
+            return 0, ""
         time.sleep(0.1)
 
 
@@ -186,16 +184,6 @@ def end(workers: list[Worker], first: Worker | None = None) -> None:
             worker.process.wait()
 
 
-def part(store: "TCPStore", args: argparse.Namespace, reason: str) -> None:
-    """Tell the other nodes why this one failed; node 0, which has the store, leaves last."""
-    if not store.check([REASON]):
-        store.set(REASON, f"{socket.gethostname()}: {reason}")
-    store.add(DONE, 1)
-    until = time.monotonic() + GRACE
-    while args.node_rank == 0 and store.add(DONE, 0) < args.nodes and time.monotonic() < until:
-        time.sleep(0.1)
-
-
 def launch(args: argparse.Namespace) -> tuple[int, str]:
     """Run the job: exit status and, unless that is 0, the reason."""
     store = meet(args)
@@ -204,17 +192,21 @@ def launch(args: argparse.Namespace) -> tuple[int, str]:
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for worker in start(args, store, Path(folder)):
-                workers.append(worker)
-            status, reason = watch(workers, store, args.nodes)
+            start(args, store, folder, workers)
+            status, reason = watch(workers, store, args)
         except RuntimeError:  # the store's connection: node 0 has left, perhaps as all is done
             well = all(worker.process.poll() == 0 for worker in workers)
             status, reason = int(not well), f"lost node 0 ({args.master}); {AGAIN}"
         finally:
             end(workers)
     if status:
-        with contextlib.suppress(RuntimeError):
-            part(store, args, reason)
+        with contextlib.suppress(RuntimeError):  # tell the other nodes why
+            if not store.check([REASON]):
+                store.set(REASON, f"{socket.gethostname()}: {reason}")
+            # Node 0, which has the store, leaves last.
+            until = time.monotonic() + (GRACE if args.node_rank == 0 else 0)
+            while not all_ended(args, store) and time.monotonic() < until:
+                time.sleep(0.1)
     return status, reason
 
 

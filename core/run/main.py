@@ -42,14 +42,13 @@ WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ([KMGT]?i?B\w*)", re
 LOST = re.compile("gloo|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
 LOST_LOADER = re.compile(r"DataLoader worker \(pid|</torch_")
 REMEDIES = {
-    errno.ENOSPC: "make room; ",
-    errno.EDQUOT: "make room; ",
-    errno.EACCES: "make it readable and writable; ",
-    errno.EPERM: "make it readable and writable; ",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; "),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "make it readable and writable; "),
     errno.EROFS: "make it writable; ",
     errno.EAGAIN: "no more processes may be started here (ulimit -u); lower --workers and --jobs; ",
 }
 
+ParserMaker = Callable[[], argparse.ArgumentParser] | None  # a script's `get_args_parser`
 resumes = False  # whether the script goes on where it was; the run that it opens says so
 
 
@@ -63,14 +62,12 @@ def stopped_by(signum: int) -> str:
     return "interrupted" if signum == signal.SIGINT else f"stopped by {signal.Signals(signum).name}"
 
 
-def run_main(
-    main: Callable[[], None], parser: Callable[[], argparse.ArgumentParser] | None = None
-) -> None:
+def run_main(main: Callable[[], None], parser: ParserMaker = None) -> None:
     """Run a script's `main()`; bad input, too little memory, a full disk or Ctrl-C is one line.
 
     Exit status: 1 for bad input, memory or a failing file system, 130 for Ctrl-C, 128 + N for the
-    signals `STOPS`. A process group is left on the way out, also where a stage returned early.
-    `parser` is the script's `get_args_parser`: the memory that its options can save is advised.
+    signals `STOPS`. A process group is left on the way out, also where a stage returned early. Of
+    the options of `parser` those that save memory are advised.
     """
     global resumes
     resumes, interrupts = False, itertools.count(1)
@@ -91,9 +88,7 @@ def run_main(
         raise
     finally:
         sys.stdout, sys.stderr = sys.stdout.stream, sys.stderr.stream
-    if "torch.distributed" in sys.modules:
-        from core.run import distributed
-
+    if distributed := sys.modules.get("core.run.distributed"):
         distributed.finish()
 
 
@@ -142,7 +137,7 @@ def _interrupt(count: int) -> None:
         os._exit(128 + signal.SIGINT)
 
 
-def _run(main: Callable[[], None], parser: Callable[[], argparse.ArgumentParser] | None) -> None:
+def _run(main: Callable[[], None], parser: ParserMaker) -> None:
     try:
         try:
             main()
@@ -180,10 +175,8 @@ def explain(error: BaseException, options: set[str]) -> str | None:
         return "TMPDIR is too long for the sockets of processes; set a shorter one, and start again"
     shared = isinstance(error, OSError) or LOST_LOADER.search(text) or "shared memory" in text
     if shared and not os.access("/dev/shm", os.W_OK):
-        return (
-            "/dev/shm cannot be written, through which processes share memory; mount it, or give "
-            "--workers 0 and --jobs 1"
-        )
+        what = "/dev/shm cannot be written, through which processes share memory"
+        return f"{what}; mount it, or give --workers 0 and --jobs 1"
     if isinstance(error, BrokenProcessPool):
         what = "a worker process was killed (out of memory?)"
         savers = ["--jobs", "--max-side"]
@@ -212,11 +205,10 @@ def explain(error: BaseException, options: set[str]) -> str | None:
 def _lost_the_others(error: BaseException) -> bool:
     """Whether a collective failed, most likely because another rank is gone."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    text = str(error)
     if not several or not isinstance(error, RuntimeError) or out_of_memory(error):
         return False
     names = {each.__name__ for each in type(error).__mro__}
-    return "DistError" in names or bool(LOST.search(text))
+    return "DistError" in names or bool(LOST.search(str(error)))
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,16 +20,15 @@ def parameter_groups(network: nn.Module, weight_decay: float, pretrained: bool) 
     pretrained, and without pretrained weights every layer is new. Biases have no weight decay.
     Each group carries its factor as `scale`.
     """
-    kinds = [(new, bias) for new in (False, True) for bias in (False, True)]
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {
-        (new, bias): {"params": [], "scale": factor, "weight_decay": 0 if bias else weight_decay}
-        for (new, bias), factor in zip(kinds, recipe.CLASSIFICATION.rate_factors, strict=True)
-    }
+    groups: list[dict[str, Any]] = [
+        {"params": [], "scale": factor, "weight_decay": 0 if number % 2 else weight_decay}
+        for number, factor in enumerate(recipe.CLASSIFICATION.rate_factors)  # 2 * new + bias
+    ]
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             new = not (pretrained and name.startswith("backbone."))
-            groups[new, name.endswith("bias")]["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
+            groups[2 * new + name.endswith("bias")]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
 
 
 def one_group(network: nn.Module, weight_decay: float) -> list[dict]:

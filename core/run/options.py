@@ -4,6 +4,7 @@ No torch while this is imported: tools/doctor.py runs where torch is broken.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,9 +44,7 @@ def number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
     return parse
 
 
-def integer(low: int, high: int) -> Callable[[str], int]:
-    """An argparse type: an integer from `low` to `high`."""
-    return number(low, high, int)
+integer = functools.partial(number, kind=int)
 
 
 def or_word(word: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -129,11 +128,11 @@ def add_overwrite(p: Parser) -> None:
 
 def add_machine(p: Parser) -> None:
     """--device and --workers."""
-    from core.run.parallel import default_workers
+    from core.run.parallel import cpu_count
 
     add_device(p)
     words = "processes that read ahead, for each GPU; 0 for none"
-    kind, default = integer(0, 256), default_workers()
+    kind, default = integer(0, 256), min(4, cpu_count())
     p.add_argument("--workers", how=True, type=kind, default=default, help=words)
 
 

@@ -27,11 +27,6 @@ def cpu_count() -> int:
     return max(1, len(os.sched_getaffinity(0)) // distributed.local_world_size())
 
 
-def default_workers() -> int:
-    """Loader processes unless --workers says otherwise."""
-    return min(4, cpu_count())
-
-
 def ignore_interrupts(_: int = 0) -> None:
     """Start of a worker process: Ctrl-C is the parent's to handle; one thread is its share."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -65,9 +60,10 @@ def signals_held() -> Iterator[None]:
 
 
 def read_ahead(dataset: Any, workers: int, **how: Any) -> Iterator[Any]:
-    """Yield what a DataLoader with these options yields, computed ahead by `workers` processes.
+    """Yield what a DataLoader with these options does, computed ahead by `workers` processes.
 
-    A RuntimeError where such a process was killed; `run_main` says what may help.
+    With `batch_size=None, collate_fn=f` that is f(item) in order. A RuntimeError where such a
+    process was killed; `run_main` says what may help.
     """
     how |= {"num_workers": workers, "worker_init_fn": ignore_interrupts}
     loader = DataLoader(dataset, prefetch_factor=4 if workers else None, **how)
@@ -114,7 +110,7 @@ def _drain(pipe: int) -> None:
             pass
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager["Pool"]):
     """Workers that keep a bounded number of images in flight.
 
     Where the work runs on a CPU these are processes, by default one for each core of this process's
@@ -145,9 +141,6 @@ class Pool:
             self.executor = ProcessPoolExecutor(self.jobs, context, _start_process)
             queue = getattr(self.executor, "_call_queue", None)
             self._tasks = os.dup(queue._reader.fileno()) if queue is not None else None
-
-    def __enter__(self) -> "Pool":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, BrokenProcessPool):

@@ -1,12 +1,14 @@
-"""How a training goes, step by step, as its options have it."""
+"""How a training goes, step by step, as its options have it: which images are in which batch."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core import recipe
 from core.errors import InputError
 from core.run import distributed, precision
 
+import numpy as np
 import torch
 
 
@@ -14,10 +16,9 @@ import torch
 class Plan:
     """How a training goes: the options of `options.add_training`, and what follows from them.
 
-    Attributes:
-        max_step: updates in all. amp: the resolved autocast type ("bf16", "fp16" or "off").
-        batch_size: global, over all processes; each process computes its share in `accumulate`
-            microbatches. save_every: updates between checkpoints.
+    `max_step`: updates in all. `amp`: the resolved autocast type ("bf16", "fp16" or "off").
+    `batch_size`: global, over all processes; each process computes its share in `accumulate`
+    microbatches. `save_every`: updates between checkpoints.
     """
 
     max_step: int
@@ -68,3 +69,18 @@ class Plan:
         """What run.json records beside the options: AMP type, and how many images a BN sees."""
         shares = self.accumulate * (1 if self.sync_bn else distributed.world_size())
         return {"amp": self.amp, "bn_batch": self.batch_size // shares}
+
+    def batches(self, n_images: int, start: int) -> Iterator[list[int]]:
+        """This process's part of every global batch from step `start` on, across epochs.
+
+        The order depends on (seed, epoch) alone, the last partial batch is dropped, and a draw is
+        epoch * n_images + position (see `datasets.TrainingViews`), so a resumed run or one of
+        another number of processes sees the same views in the same batches.
+        """
+        part = self.batch_size // distributed.world_size()
+        for step in range(start, self.max_step):
+            epoch, number = divmod(step, n_images // self.batch_size)
+            if number == 0 or step == start:
+                order = np.random.default_rng((self.seed, epoch)).permutation(n_images)
+            first = number * self.batch_size + distributed.rank() * part
+            yield (epoch * n_images + order[first : first + part]).tolist()

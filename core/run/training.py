@@ -20,26 +20,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def global_batches(
-    n_images: int, batch_size: int, seed: int, start: int, stop: int
-) -> Iterator[list[int]]:
-    """This process's part of every global batch from step `start` to `stop`, across epochs.
-
-    The order depends on (seed, epoch) alone, the last partial batch is dropped, and a draw is
-    epoch * n_images + position (see `datasets.TrainingViews`), so a resumed run or one of another
-    number of processes sees the same views in the same batches.
-    """
-    part = batch_size // distributed.world_size()
-    order, ordered_epoch = np.zeros(0, int), -1
-    for step in range(start, stop):
-        epoch, number = divmod(step, n_images // batch_size)
-        if epoch != ordered_epoch:
-            order = np.random.default_rng((seed, epoch)).permutation(n_images)
-            ordered_epoch = epoch
-        first = number * batch_size + distributed.rank() * part
-        yield (epoch * n_images + order[first : first + part]).tolist()
-
-
 class Trainer:
     """SGD on one of the three networks; goes on from `OUT/last.pt` where there is one.
 
@@ -52,15 +32,12 @@ class Trainer:
             trainer.update()
         trainer.finish(classes)
 
-    Args:
-        groups: see `core.run.optimizer`. out: where `last.pt`, `log.jsonl` and `model.pt` go.
-        identity: of the run, which alone goes on from its `last.pt`.
-        warn: looks at the means of each log row; what it returns goes into the row as `warning`,
-            and to stderr once.
+    `groups`: see `core.run.optimizer`. `out`: where `last.pt`, `log.jsonl` and `model.pt` go.
+    `identity`: of the run, which alone goes on from its `last.pt`. `warn` looks at the means of
+    each log row; what it returns goes into the row as `warning`, and to stderr once.
 
-    Attributes:
-        step: updates done. network: what the loss must call: on the device, wrapped for several
-            processes and compiled where the plan says so.
+    `step`: updates done. `network`: what the loss must call: on the device, wrapped for several
+    processes and compiled where the plan says so.
     """
 
     def __init__(
@@ -83,13 +60,12 @@ class Trainer:
         fused = self.device.type == "cuda" and plan.amp != "fp16"
         self.optimizer = sgd(groups, plan.lr, plan.momentum, fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.amp == "fp16")
-        self.step, log_bytes = 0, 0
+        self.step = 0
         self.rows: list[Tensor] = []  # of the microbatches since the last update
         self.pending: list[Tensor] = []  # of the updates since the last row of the log
         self.names: list[str] = []
         last = out / "last.pt"
-        if last.exists():
-            log_bytes = self._resume(last)
+        log_bytes = self._resume(last) if last.exists() else 0
         distributed.check_same(self.step, "the step to go on from")
         self.log = Log(out / "log.jsonl", log_bytes) if distributed.is_main() else None
         self.ddp: DistributedDataParallel | None = None
@@ -110,14 +86,14 @@ class Trainer:
         if state.get("run") != self.identity:
             raise InputError(f"{path}: the last.pt of another run; remove it to start again")
         try:
-            checkpoint.load_weights(self.plain, state["network"], str(path))
+            checkpoint.check_weights(self.plain, state["network"], str(path))
+            self.plain.load_state_dict(state["network"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.names, log_bytes = state["step"], state["names"], state["log_bytes"]
             self.pending = list(state["pending"].to(self.device))
-            if type(self.step) is not int or not 0 <= self.step <= self.plan.max_step:
-                raise ValueError
-            if type(log_bytes) is not int or log_bytes < 0:
+            whole = type(self.step) is int and type(log_bytes) is int
+            if not whole or not 0 <= self.step <= self.plan.max_step or log_bytes < 0:
                 raise ValueError
             return log_bytes
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
@@ -125,12 +101,9 @@ class Trainer:
             raise InputError(f"{path}: {what}; remove it to start again") from None
 
     def batches(self, dataset: TrainingViews) -> Iterator[list[Tensor]]:
-        """Batches on the device from the current step to the last, behind a progress bar.
-
-        A bad image or label map is an InputError.
-        """
+        """Batches on the device from this step to the last; a bad file is an InputError."""
         plan, on_gpu = self.plan, self.device.type == "cuda"
-        order = global_batches(len(dataset), plan.batch_size, plan.seed, self.step, plan.max_step)
+        order = plan.batches(len(dataset), self.step)
         read = parallel.read_ahead(dataset, plan.workers, batch_sampler=order, pin_memory=on_gpu)
         moved = ([t.to(self.device, non_blocking=True) for t in batch] for batch in read)
         self.bar = distributed.progress(plan.max_step, self.out.name, "step", self.step)
