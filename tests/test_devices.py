@@ -6,7 +6,7 @@ import os
 import threading
 
 from core.errors import InputError
-from core.run import distributed, parallel
+from core.run import distributed, options, parallel
 from core.run.main import run_main
 
 import pytest
@@ -116,13 +116,19 @@ def test_the_group_is_left_by_every_script(monkeypatch):
 
 
 def test_processes_share_the_cores(monkeypatch):
+    def shares() -> tuple[int, int]:
+        """Cores, and what --workers is by default."""
+        parser = options.Parser(None)
+        options.add_machine(parser)
+        return parallel.cpu_count(), parser.get_default("workers")
+
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
-    assert (parallel.cpu_count(), parallel.default_workers()) == (64, 4)
+    assert shares() == (64, 4)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert (parallel.cpu_count(), parallel.default_workers()) == (8, 4)
+    assert shares() == (8, 4)
     assert parallel.Pool(0).jobs == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
-    assert (parallel.cpu_count(), parallel.default_workers()) == (1, 1)
+    assert shares() == (1, 1)
 
 
 def where() -> tuple[int, str, int, str | None]:

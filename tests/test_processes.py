@@ -16,9 +16,8 @@ import make_cam
 import train_classification
 from core.errors import InputError
 from core.run import lock
-from core.run.inference import read_ahead
 from core.run.main import run_main
-from core.run.parallel import Pool
+from core.run.parallel import Pool, read_ahead
 
 import numpy as np
 import pytest
@@ -143,7 +142,7 @@ def allocate(kind: str) -> None:
 def test_in_worker_processes(where, kind, message, capsys):
     def main() -> None:
         if where == "loader":
-            list(read_ahead([kind], allocate, workers=1))
+            list(read_ahead([kind], workers=1, batch_size=None, collate_fn=allocate))
             return
         with Pool(2) as pool:
             list(pool.map(allocate, [(kind,)]))

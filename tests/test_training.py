@@ -16,7 +16,8 @@ from core.errors import InputError
 from core.method import losses
 from core.method.networks import AffinityNet, Classifier
 from core.method.puzzle import merge, tile
-from core.run import optimizer, sampling, training
+from core.run import optimizer, training
+from core.run.plan import Plan
 
 import numpy as np
 import pytest
@@ -54,12 +55,14 @@ def test_parameter_groups():
 
 
 def test_global_batches_do_not_depend_on_processes(monkeypatch):
+    plan = Plan(max_step=6, batch_size=4, lr=0.1, momentum=0, seed=5)
+
     def all_ranks(world: int) -> list[set[int]]:
         monkeypatch.setenv("WORLD_SIZE", str(world))
         parts = []
         for rank in range(world):
             monkeypatch.setenv("RANK", str(rank))
-            parts.append(list(sampling.GlobalBatches(11, 4, seed=5, start=0, stop=6)))
+            parts.append(list(plan.batches(11, start=0)))
         return [sorted(chain(*batch)) for batch in zip(*parts, strict=True)]
 
     alone = all_ranks(1)

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from a
 from core import files
 from core.errors import InputError
 from core.run import lock
-from core.run.arguments import OneLineParser, integer, scale, side
 from core.run.main import SAVERS, run_main
+from core.run.options import OneLineParser, integer, scale, side
 from tools import steps
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
@@ -222,7 +222,7 @@ def examine(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    # core.run.options has most of these, but does not import where torch is broken.
+    # core.run.options shares most of these with stages, but asks torch for their defaults.
     p = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, help="data root; VOC's sizes are assumed without one")
     p.add_argument("--split", default="train_aug", help="the list to train on (train_aug)")

@@ -1,7 +1,5 @@
 """Checkpoints: written whole or not at all, loaded without pickle, checked before use."""
 
-from __future__ import annotations
-
 import inspect
 import warnings
 import zipfile
@@ -32,13 +30,18 @@ def save(path: Path, value: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, tensors and plain values only (`weights_only=True`).
 
-    Raises:
-        InputError: missing, truncated, not a checkpoint, or holding anything else.
+    One that is missing, truncated, no checkpoint or holds anything else is an InputError.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        _verify(path)
+        with open(path, "rb") as file:
+            is_zip = file.read(2) == b"PK"  # torch's old format has no check sums
+        if is_zip:
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+                if size > path.stat().st_size or archive.testzip():  # torch ignores check sums
+                    raise zipfile.BadZipFile
         with warnings.catch_warnings():  # about pickle protocols and sparse tensors
             warnings.simplefilter("ignore")
             value = torch.load(path, map_location="cpu", weights_only=True)
@@ -51,25 +54,8 @@ def load(path: Path) -> dict[str, Any]:
     return value
 
 
-def _verify(path: Path) -> None:
-    """Compare the check sums, which torch ignores, and refuse what is larger than its file.
-
-    Files in torch's old format have no check sums.
-    """
-    with open(path, "rb") as file:
-        if file.read(2) != b"PK":
-            return
-    with zipfile.ZipFile(path) as archive:
-        if sum(m.file_size for m in archive.infolist()) > path.stat().st_size or archive.testzip():
-            raise zipfile.BadZipFile
-
-
 def check_form(state: dict[str, Any], source: str) -> None:
-    """Refuse what has not the form of a `model.pt`.
-
-    Raises:
-        InputError: a part is missing or of another type.
-    """
+    """Refuse what has not the form of a `model.pt`: a part is missing or of another type."""
     parts = {"network": str, "arguments": dict, "classes": list, "weights": dict}
     right = all(isinstance(state.get(name), kind) for name, kind in parts.items())
     if not right or not all(isinstance(key, str) for key in state["weights"]):
@@ -83,11 +69,7 @@ def check_form(state: dict[str, Any], source: str) -> None:
 
 
 def check_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Compare the names and shapes of a state dict with a network's.
-
-    Raises:
-        InputError: naming the first parameter that does not fit.
-    """
+    """Compare names and shapes with a network's; an InputError names the first that differs."""
     own = module.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unknown = [k for k in state if k not in own]
@@ -97,63 +79,37 @@ def check_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> N
     for name, tensor in state.items():
         plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
         if not plain or tensor.shape != own[name].shape:
-            shape = tuple(getattr(tensor, "shape", ()))
-            raise InputError(
-                f"{source}: {name!r} is {shape}, the network needs {tuple(own[name].shape)}; "
-                "another backbone or number of classes?"
-            )
+            shape, needed = tuple(getattr(tensor, "shape", ())), tuple(own[name].shape)
+            what = f"{name!r} is {shape}, the network needs {needed}"
+            raise InputError(f"{source}: {what}; another backbone or number of classes?")
         if tensor.is_floating_point() != own[name].is_floating_point():
             raise InputError(f"{source}: {name!r} holds {tensor.dtype}, not {own[name].dtype}")
     check_finite(state, source)
 
 
 def check_finite(state: dict[str, Tensor], source: str) -> None:
-    """Refuse NaN and inf in weights and BatchNorm's statistics.
-
-    Raises:
-        InputError: naming the first tensor that holds some.
-    """
+    """Refuse NaN and inf in weights and BatchNorm's statistics, naming the first tensor of some."""
     finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
     if not all(finite):
         name = list(state)[finite.index(False)]
         raise InputError(f"{source}: {name!r} holds NaN or inf; take an earlier checkpoint")
 
 
-def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict after `check_weights`."""
-    check_weights(module, state, source)
-    module.load_state_dict(state, strict=False)
-
-
 def save_model(path: Path, network: nn.Module, classes: list[str]) -> None:
-    """Write `model.pt`: weights, the arguments that rebuild the network, the class names.
-
-    Raises:
-        InputError: a weight is not finite.
-    """
-    check_finite(network.state_dict(), str(path))
-    save(
-        path,
-        {
-            "network": type(network).__name__,
-            "arguments": network.arguments,
-            "classes": list(classes),
-            "weights": network.state_dict(),
-        },
-    )
+    """Write `model.pt`: finite weights, the arguments that rebuild the network, the class names."""
+    weights = network.state_dict()
+    check_finite(weights, str(path))
+    state = {"network": type(network).__name__, "arguments": network.arguments}
+    save(path, state | {"classes": list(classes), "weights": weights})
 
 
 def load_model(
     path: Path, kinds: Sequence[type[nn.Module]], classes: list[str] | None
 ) -> nn.Module:
-    """Rebuild the network of a `model.pt` in eval mode.
+    """Rebuild the network of a `model.pt`, one of `kinds`, in eval mode.
 
-    Args:
-        kinds: the networks that will do.
-        classes: the class names of the data set; None takes the checkpoint's as they are.
-
-    Raises:
-        InputError: a foreign or damaged file, another kind of network, other classes.
+    `classes`: the class names of the data set; None takes the checkpoint's as they are. A foreign
+    or damaged file, another kind of network and other classes are InputErrors.
     """
     state = load(path)
     check_form(state, str(path))
@@ -173,6 +129,6 @@ def load_model(
         raise InputError(f"{path}: its network cannot be built ({error})") from None
     check_weights(skeleton, state["weights"], str(path))
     network = network_class(**state["arguments"])
-    load_weights(network, state["weights"], str(path))
+    network.load_state_dict(state["weights"], strict=False)
     setattr(network, "classes", list(state["classes"]))  # noqa: B010 - Module's types
     return network.eval()

@@ -4,8 +4,6 @@
 function is that of a single process.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import secrets
@@ -24,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 T = TypeVar("T")
-JOINING = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # the environment of one of many
+JOINING = "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"  # the environment of one of many
 SHARED = "--out must be one folder that all machines share"
 
 
@@ -32,21 +30,16 @@ def start(device: str) -> torch.device:
     """Choose this process's device and join the process group, if there are several processes.
 
     The one place where a device gets its index: of several processes each takes the GPU of its
-    number on its machine. `run_main` leaves the group again.
-
-    Args:
-        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        InputError: no such device, or fewer GPUs than processes on this machine.
+    number on its machine. `run_main` leaves the group again. `device`: "auto" (CUDA where there is
+    one), "cpu", "cuda" or "cuda:N". No such device, or fewer GPUs than processes on this machine:
+    an InputError.
     """
     several = world_size() > 1
     missing = [name for name in JOINING if name not in os.environ]
     if several and missing:
-        raise InputError(
-            f"WORLD_SIZE says {world_size()} processes, but {missing[0]} is not set; start with "
-            "core/run/launch.py or torchrun, or unset WORLD_SIZE"
-        )
+        what = f"WORLD_SIZE says {world_size()} processes, but {missing[0]} is not set"
+        remedy = "start with core/run/launch.py or torchrun, or unset WORLD_SIZE"
+        raise InputError(f"{what}; {remedy}")
     chosen = _choose(device, several)
     if chosen.type == "cuda":
         try:
@@ -56,39 +49,32 @@ def start(device: str) -> torch.device:
             raise InputError(f"--device {chosen}: {reason}; look at nvidia-smi") from None
     if several:
         # An hour: rank 0 may score or refine alone while the others wait.
-        hour = timedelta(hours=1)
+        more: dict[str, Any] = {"timeout": timedelta(hours=1)}
         if chosen.type == "cuda":
-            dist.init_process_group("nccl", timeout=hour, device_id=chosen)
-        else:
-            dist.init_process_group("gloo", timeout=hour)
+            more["device_id"] = chosen
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", **more)
     return chosen
 
 
 def _choose(device: str, several: bool) -> torch.device:
-    form = re.fullmatch(r"auto|cpu|cuda(?::([0-9]+))?", device)
+    form, what = re.fullmatch(r"auto|cpu|cuda(?::([0-9]+))?", device), f"--device {device}"
     if form is None:
         raise InputError(f"--device {device!r}: give auto, cpu, cuda or cuda:N")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu" or (device == "auto" and gpus == 0):
         return torch.device("cpu")
     if gpus == 0:
-        raise InputError(
-            f"--device {device}: PyTorch sees no GPU; try --device cpu or tools/doctor.py"
-        )
+        raise InputError(f"{what}: PyTorch sees no GPU; try --device cpu or tools/doctor.py")
     here, has = local_world_size(), f"{gpus} GPU{'s' * (gpus > 1)}"
     if several and form[1]:
-        raise InputError(
-            f"--device {device}: one GPU for {here} processes; give --device cuda, and choose the "
-            "GPUs with CUDA_VISIBLE_DEVICES"
-        )
+        remedy = "give --device cuda, and choose the GPUs with CUDA_VISIBLE_DEVICES"
+        raise InputError(f"{what}: one GPU for {here} processes; {remedy}")
     if several and here > gpus:
-        raise InputError(
-            f"--device {device}: {here} processes on this machine, which has {has}; start {gpus} "
-            f"(GPUS={gpus}), or give --device cpu"
-        )
+        remedy = f"start {gpus} (GPUS={gpus}), or give --device cpu"
+        raise InputError(f"{what}: {here} processes on this machine, which has {has}; {remedy}")
     index = int(os.environ["LOCAL_RANK"]) if several else int(form[1] or 0)
     if index >= gpus:
-        raise InputError(f"--device {device}: this machine has {has}; the last is cuda:{gpus - 1}")
+        raise InputError(f"{what}: this machine has {has}; the last is cuda:{gpus - 1}")
     return torch.device("cuda", index)
 
 
@@ -151,29 +137,22 @@ def agree(value: int, device: torch.device) -> int:
 def check_same(value: Any, what: str) -> None:
     """Make sure that `value`, a plain one, is the same on every process before work starts.
 
-    Args:
-        what: its name in the message ("the step to go on from").
-
-    Raises:
-        InputError: on every process: it differs, as where machines do not share `--out`.
+    Where it differs, as on machines that do not share `--out`, every process raises an InputError,
+    which calls it `what` ("the step to go on from").
     """
-    values = _gather((socket.gethostname(), value))
-    for number, (host, other) in enumerate(values):
-        if other != values[0][1]:
-            raise InputError(
-                f"{what}: {values[0][1]} on rank 0 ({values[0][0]}), {other} on rank {number} "
-                f"({host}); {SHARED}"
-            )
+    (first_host, first), *others = _gather((socket.gethostname(), value))
+    for number, (host, other) in enumerate(others, 1):
+        if other != first:
+            found = f"{first} on rank 0 ({first_host}), {other} on rank {number} ({host})"
+            raise InputError(f"{what}: {found}; {SHARED}")
 
 
 def check_shared(folder: Path, seconds: float = 40.0) -> None:
     """Make sure that every process sees rank 0's `folder`, which exists there.
 
     Rank 0 makes a file of a name nobody has asked for before, so no file system has cached that it
-    is not there; the folder itself may be in an NFS cache as missing, for 30 seconds usually.
-
-    Raises:
-        InputError: on every process: some see another folder, or none, after `seconds`.
+    is not there; the folder itself may be in an NFS cache as missing, for 30 seconds usually. An
+    InputError on every process if some see another folder, or none, after `seconds`.
     """
     if not dist.is_initialized():
         return
@@ -201,13 +180,7 @@ def _gather(value: T) -> list[T]:
     return values
 
 
-def progress(total: int, what: str, unit: str = "image", initial: int = 0) -> tqdm:
-    """A progress bar with rate and ETA, shown by the main process alone."""
-    return tqdm(
-        total=total,
-        desc=what,
-        unit=unit,
-        initial=initial,
-        dynamic_ncols=True,
-        disable=not is_main(),
-    )
+def progress(total: int, what: str, unit: str = "image", done: int = 0, over: Any = None) -> tqdm:
+    """A progress bar with rate and ETA, of the main process alone; it may iterate `over` things."""
+    shown = {"dynamic_ncols": True, "disable": not is_main()}
+    return tqdm(over, total=total, desc=what, unit=unit, initial=done, **shown)

@@ -1,7 +1,5 @@
 """On what a run ran: versions, machine, git commit."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

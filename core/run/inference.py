@@ -1,11 +1,9 @@
 """What the inference stages share: batches of equal-sized images, read ahead by processes."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from core.data import images
 from core.data.datasets import DataRoot
@@ -13,12 +11,11 @@ from core.data.scores import Scores
 from core.data.transforms import pyramid
 from core.errors import InputError
 from core.run import distributed
-from core.run.parallel import Pool, ignore_interrupts, signals_held
+from core.run.parallel import Pool, read_ahead
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T", str, list[str])
 R = TypeVar("R")
@@ -31,10 +28,8 @@ def equal_size_batches(
     """Group names whose pictures have the same size, at most `batch_images` a group.
 
     The grouping does not depend on the number of processes nor on what is done already, so every
-    way of running a stage computes each image in the same batch and gives the same bytes.
-
-    Raises:
-        InputError: a bad picture; with `errors` they are left out and noted there.
+    way of running a stage computes each image in the same batch and gives the same bytes. A bad
+    picture is an InputError; with `errors` it is left out and noted there.
     """
     by_size: dict[tuple[int, int], list[str]] = {}
     for name, path in pictures.items():
@@ -44,11 +39,8 @@ def equal_size_batches(
             if errors is None:
                 raise
             errors.append(str(error))
-    return [
-        group[i : i + batch_images]
-        for group in by_size.values()
-        for i in range(0, len(group), batch_images)
-    ]
+    groups = by_size.values()
+    return [g[i : i + batch_images] for g in groups for i in range(0, len(g), batch_images)]
 
 
 def remaining(items: Sequence[T], out: Path, suffix: str) -> list[T]:
@@ -63,47 +55,12 @@ def remaining(items: Sequence[T], out: Path, suffix: str) -> list[T]:
     return distributed.share(todo)
 
 
-class _Prepared(Dataset):
-    def __init__(self, groups: Sequence[Any], prepare: Callable[[Any], Any]):
-        self.groups, self.prepare = groups, prepare
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.prepare(self.groups[index])
-
-
-def _same(item: Any) -> Any:
-    return item
-
-
-def read_ahead(groups: Sequence[Any], prepare: Callable[[Any], Any], workers: int) -> Iterator[Any]:
-    """Yield prepare(group) in order, computed ahead by `workers` processes.
-
-    Raises:
-        RuntimeError: a loader process was killed; `run_main` says what may help.
-    """
-    loader = DataLoader(
-        _Prepared(groups, prepare),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_same,
-        worker_init_fn=ignore_interrupts,
-        prefetch_factor=4 if workers else None,
-    )
-    with signals_held():
-        batches = iter(loader)
-    yield from batches
-
-
 def images_and_scores(
     data: DataRoot, ids: Sequence[str], folder: Path, workers: int
 ) -> Iterator[tuple[str, Tensor, Scores]]:
     """Yield (id, uint8 image (3, H, W), its scores in `folder`), read ahead.
 
-    Raises:
-        InputError: a bad image or score file, or one made from another size of the image.
+    A bad image or score file, or one made from another size of the image, is an InputError.
     """
 
     def load(image_id: str) -> tuple[str, Tensor, Scores]:
@@ -111,7 +68,7 @@ def images_and_scores(
         path = folder / f"{image_id}.npz"
         return image_id, image, Scores.load(path, len(data.classes), tuple(image.shape[1:]))
 
-    return read_ahead(ids, load, workers)
+    return read_ahead(ids, workers, batch_size=None, collate_fn=load)
 
 
 def label_images(
@@ -124,19 +81,13 @@ def label_images(
     """Call labelling(id, uint8 image (H, W, 3), scores) for all that lack an `OUT/<id>.png`.
 
     In a pool for `device`, behind a progress bar; returns what the calls did.
-
-    Raises:
-        InputError: see `images_and_scores`.
     """
     todo = remaining(ids, args.out, ".png")
     loaded = images_and_scores(data, todo, args.scores, args.workers)
     tasks = ((i, images.as_array(image), scores) for i, image, scores in loaded)
-    results = []
-    with distributed.progress(len(todo), args.out.name) as bar, Pool(args.jobs, device) as pool:
-        for result in pool.map(labelling, tasks):
-            results.append(result)
-            bar.update()
-    return results
+    with Pool(args.jobs, device) as pool:
+        done = pool.map(labelling, tasks)
+        return list(distributed.progress(len(todo), args.out.name, over=done))
 
 
 def pyramids(
@@ -151,15 +102,9 @@ def pyramids(
 ) -> Views:
     """Read groups of pictures of equal size ahead, behind a progress bar named `what`.
 
-    Args:
-        max_side: larger pictures are reduced to this longer side before they are scaled.
-
-    Yields:
-        A group's names; per scale its bicubic copies, uint8 (B, 3, h, w) on the device; the (H, W)
-        of the pictures.
-
-    Raises:
-        InputError: a bad picture; with `errors` they are left out and noted there.
+    Yields a group's names; per scale its bicubic copies, uint8 (B, 3, h, w) on the device; the
+    (H, W) of the pictures. Those with a side above `max_side` are reduced to it before they are
+    scaled. A bad picture is an InputError; with `errors` it is left out and noted there.
     """
 
     def load(group: list[str]) -> tuple[list[str], list[Tensor], tuple[int, int], list[str]]:
@@ -175,8 +120,9 @@ def pyramids(
             copies.append(pyramid(images.fit(image, max_side), scales))
         return names, [torch.stack(each) for each in zip(*copies, strict=True)], size, bad
 
+    loaded = read_ahead(groups, workers, batch_size=None, collate_fn=load)
     with distributed.progress(sum(map(len, groups)), what) as bar:
-        for names, copies, size, bad in read_ahead(groups, load, workers):
+        for names, copies, size, bad in loaded:
             if bad and errors is None:
                 raise InputError(bad[0])
             if errors is not None:

@@ -11,11 +11,10 @@ Exit status: that of the process that failed, 128 + N for one that signal N kill
 143 for SIGTERM, 129 for SIGHUP, 138 for SIGUSR1.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import socket
@@ -23,38 +22,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import InputError
-from core.run.arguments import OneLineParser, integer
-from core.run.main import AGAIN, LAST_WORDS, STOPS, run_main
+from core.run.main import AGAIN, LAST_WORDS, STOPS, run_main, stopped_by
+from core.run.options import OneLineParser, integer
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import TCPStore
 
 GRACE = 15.0  # seconds from SIGTERM to SIGKILL
 MEETING = 900.0  # seconds for the nodes to be started one after the other
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # a killed launcher takes its processes along
-# In the store: why a node failed; how many nodes have ended.
-REASON, DONE = "launch/reason", "launch/done"
+REASON, DONE = "launch/reason", "launch/done/{}"  # in the store: why a node failed; which ended
 stopped: list[int] = []  # the signals so far: noted only, for torch's import swallows exceptions
 
 
 @dataclass
 class Worker:
-    """One process of the job.
-
-    Attributes:
-        words: where `run_main` writes why it ended.
-    """
+    """One process of the job."""
 
     rank: int
     process: subprocess.Popen
-    words: Path
+    words: Path  # where `run_main` writes why it ended
 
     def failed(self) -> bool:
         """Whether it has ended badly or said that it will."""
@@ -86,28 +79,20 @@ class Worker:
 
 def get_args_parser() -> argparse.ArgumentParser:
     p = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    some = integer(1, 1024)
+    some, rank = integer(1, 1024), integer(0, 1023)
     p.add_argument("--processes", type=some, default=1, help="on each machine, one per GPU (1)")
     p.add_argument("--nodes", type=some, default=1, help="machines (1)")
-    kind = integer(0, 1023)
-    p.add_argument("--node-rank", type=kind, default=0, help="number of this machine, from 0 (0)")
+    p.add_argument("--node-rank", type=rank, default=0, help="number of this machine, from 0 (0)")
     p.add_argument("--master", metavar="HOST:PORT", help="of node 0, where there are several")
     p.add_argument("command", nargs=argparse.REMAINDER, help="script and its options")
     return p
 
 
-def meet(args: argparse.Namespace) -> tuple[Store, str, int] | None:
-    """The store through which processes and machines find each other, its host and port.
-
-    None if a signal came before.
-    """
+def meet(args: argparse.Namespace) -> "TCPStore | None":
+    """The store through which processes and machines find each other; None after a signal."""
     from torch.distributed import TCPStore
 
-    minute = timedelta(minutes=1)
-    if args.nodes == 1:
-        store = TCPStore("localhost", 0, is_master=True, timeout=minute, wait_for_workers=False)
-        return store, "localhost", store.port
-    host, _, port = (args.master or "").rpartition(":")
+    host, _, port = ("localhost:0" if args.nodes == 1 else str(args.master)).rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise InputError(f"--master {args.master}: give HOST:PORT of node 0")
     first, until = args.node_rank == 0, time.monotonic() + MEETING
@@ -122,33 +107,17 @@ def meet(args: argparse.Namespace) -> tuple[Store, str, int] | None:
     if stopped:
         return None
     try:
-        store = TCPStore(host, int(port), None, first, minute, wait_for_workers=False)
+        return TCPStore(host, int(port), None, first, timedelta(minutes=1), wait_for_workers=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--master {args.master}: {reason}; try another port") from None
-    return store, host, int(port)
 
 
-def defaults(args: argparse.Namespace) -> dict[str, str]:
-    """The environment of launcher and processes, where the user's own says nothing."""
-    cores = len(os.sched_getaffinity(0))
-    chosen = {
-        "OMP_NUM_THREADS": str(max(1, cores // args.processes)),
-        # No stack traces from the C++ below torch when the other end of a connection is gone, nor
-        # words about what a killed process left: the reason is to be the last line.
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
-    }
-    if args.nodes == 1:
-        chosen["GLOO_SOCKET_IFNAME"] = "lo"  # whatever address the host's name stands for
-    return chosen
-
-
-def start(args: argparse.Namespace, host: str, port: int, folder: Path) -> Iterator[Worker]:
-    """Start this machine's processes one after the other."""
+def start(args: argparse.Namespace, store: "TCPStore", folder: str, workers: list[Worker]) -> None:
+    """Start this machine's processes one after the other, and note each in `workers`."""
     shared = {
-        "MASTER_ADDR": host,
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": store.host,
+        "MASTER_PORT": str(store.port),
         "WORLD_SIZE": str(args.nodes * args.processes),
         "LOCAL_WORLD_SIZE": str(args.processes),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here: rank 0 opens none
@@ -156,26 +125,28 @@ def start(args: argparse.Namespace, host: str, port: int, folder: Path) -> Itera
     }
     for number in range(args.processes):
         rank = args.node_rank * args.processes + number
-        words = folder / str(rank)
+        words = Path(folder, str(rank))
         own = {"RANK": str(rank), "LOCAL_RANK": str(number), LAST_WORDS: str(words)}
+        command, env = [sys.executable, *args.command], os.environ | shared | own
+        along = functools.partial(LIBC.prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
         # A session of its own: Ctrl-C reaches the launcher alone, which ends all of them once.
         process = subprocess.Popen(
-            [sys.executable, *args.command],
-            env=os.environ | shared | own,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+            command, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=along
         )
-        yield Worker(rank, process, words)
+        workers.append(Worker(rank, process, words))
 
 
-def watch(workers: list[Worker], store: Store | None, nodes: int) -> tuple[int, str]:
+def all_ended(args: argparse.Namespace, store: "TCPStore") -> bool:
+    """Say that this node has ended; whether all have."""
+    store.set(DONE.format(args.node_rank), "")
+    return store.check([DONE.format(node) for node in range(args.nodes)])
+
+
+def watch(workers: list[Worker], store: "TCPStore", args: argparse.Namespace) -> tuple[int, str]:
     """Wait until all have ended well, (0, ""), or the first has not: exit status and reason.
 
-    Args:
-        store: of a job on several nodes; they leave together, for the next job has the same port.
+    The nodes leave together, for the next job has the same port.
     """
-    well = False
     while True:
         failed = [worker for worker in workers if worker.failed()]
         if failed:
@@ -184,29 +155,22 @@ def watch(workers: list[Worker], store: Store | None, nodes: int) -> tuple[int, 
             return first.reason()
         if stopped:
             return stop()
-        if not well and all(worker.process.poll() == 0 for worker in workers):
-            well = True
-            if store is not None:
-                store.add(DONE, 1)
-        if well and (store is None or store.add(DONE, 0) >= nodes):
-            return 0, ""
-        if store is not None and store.check([REASON]):
+        if store.check([REASON]):
             return 1, store.get(REASON).decode()
+        if all(worker.process.poll() == 0 for worker in workers) and all_ended(args, store):
+            return 0, ""
         time.sleep(0.1)
 
 
 def stop() -> tuple[int, str]:
     """Exit status and reason after a signal."""
-    name = signal.Signals(stopped[0]).name
-    what = "interrupted" if name == "SIGINT" else f"stopped by {name}"
-    return 128 + stopped[0], f"{what}; {AGAIN}"
+    return 128 + stopped[0], f"{stopped_by(stopped[0])}; {AGAIN}"
 
 
 def end(workers: list[Worker], first: Worker | None = None) -> None:
     """End what still runs: SIGTERM, and after a while SIGKILL to it and to its own processes.
 
-    Args:
-        first: ends by itself, still speaking perhaps: no SIGTERM.
+    No SIGTERM to `first`, which ends by itself, still speaking perhaps.
     """
     for worker in workers:
         if worker is not first and worker.process.poll() is None:
@@ -220,36 +184,29 @@ def end(workers: list[Worker], first: Worker | None = None) -> None:
             worker.process.wait()
 
 
-def part(store: Store, args: argparse.Namespace, reason: str) -> None:
-    """Tell the other nodes why this one failed; node 0, which has the store, leaves last."""
-    if not store.check([REASON]):
-        store.set(REASON, f"{socket.gethostname()}: {reason}")
-    store.add(DONE, 1)
-    until = time.monotonic() + GRACE
-    while args.node_rank == 0 and store.add(DONE, 0) < args.nodes and time.monotonic() < until:
-        time.sleep(0.1)
-
-
 def launch(args: argparse.Namespace) -> tuple[int, str]:
     """Run the job: exit status and, unless that is 0, the reason."""
-    met = meet(args)
-    if met is None:
+    store = meet(args)
+    if store is None:
         return stop()
-    store, host, port = met
     workers: list[Worker] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for worker in start(args, host, port, Path(folder)):
-                workers.append(worker)
-            status, reason = watch(workers, store if args.nodes > 1 else None, args.nodes)
+            start(args, store, folder, workers)
+            status, reason = watch(workers, store, args)
         except RuntimeError:  # the store's connection: node 0 has left, perhaps as all is done
             well = all(worker.process.poll() == 0 for worker in workers)
             status, reason = int(not well), f"lost node 0 ({args.master}); {AGAIN}"
         finally:
             end(workers)
-    if status and args.nodes > 1:
-        with contextlib.suppress(RuntimeError):
-            part(store, args, reason)
+    if status:
+        with contextlib.suppress(RuntimeError):  # tell the other nodes why
+            if not store.check([REASON]):
+                store.set(REASON, f"{socket.gethostname()}: {reason}")
+            # Node 0, which has the store, leaves last.
+            until = time.monotonic() + (GRACE if args.node_rank == 0 else 0)
+            while not all_ended(args, store) and time.monotonic() < until:
+                time.sleep(0.1)
     return status, reason
 
 
@@ -261,7 +218,14 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--node-rank {args.node_rank}: less than --nodes {args.nodes} is needed")
     for signum in (signal.SIGINT, *STOPS):
         signal.signal(signum, lambda number, _: stopped.append(number))
-    os.environ.update(defaults(args) | os.environ)
+    default = os.environ.setdefault  # of launcher and processes, if the user has said nothing
+    default("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // args.processes)))
+    # No stack traces from the C++ below torch when the other end of a connection is gone, nor words
+    # about what a killed process left: the reason is to be the last line.
+    default("TORCH_CPP_LOG_LEVEL", "ERROR")
+    default("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+    if args.nodes == 1:
+        default("GLOO_SOCKET_IFNAME", "lo")  # whatever address the host's name stands for
     status, reason = launch(args)
     if status:  # after whatever a progress bar left unfinished
         print(f"\n{'' if stopped else 'error: '}{reason}", file=sys.stderr)

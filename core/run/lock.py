@@ -1,7 +1,5 @@
 """The lock that keeps two runs out of one directory."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import sys
@@ -18,10 +16,8 @@ UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre, some NFS
 def take(folder: Path) -> IO[str]:
     """Make `folder` and lock it until the returned file is closed or this process ends.
 
-    Where the file system has no locks this warns and goes on without.
-
-    Raises:
-        InputError: it cannot be written, or another process holds it.
+    Where the file system has no locks this warns and goes on without. A folder that cannot be
+    written or that another process holds is an InputError.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,11 +26,8 @@ def take(folder: Path) -> IO[str]:
         raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
         if not _lock(file):
-            print(
-                f"warning: {folder}: its file system has no locks; start no second run there, for "
-                "nothing would keep it out",
-                file=sys.stderr,
-            )
+            words = "its file system has no locks; start no second run there, for nothing would"
+            print(f"warning: {folder}: {words} keep it out", file=sys.stderr)
     except (BlockingIOError, PermissionError):
         file.close()
         raise InputError(f"{folder}: another process is writing there; wait for it") from None

@@ -3,12 +3,11 @@
 No torch in here: tools/doctor.py runs where torch is broken.
 """
 
-from __future__ import annotations
-
 import argparse
 import atexit
 import contextlib
 import errno
+import itertools
 import multiprocessing
 import os
 import re
@@ -18,7 +17,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from core.errors import InputError, out_of_memory
@@ -39,22 +37,19 @@ SAVERS = {
     "--workers": "fewer --workers",
     "--amp": "--amp bf16",
 }
-LOADER_SAVERS = ("--workers", "--crop", "--batch-images", "--scales", "--max-side")
 ON_GPU = re.compile(r"\b(?:CUDA|HIP|NCCL|CUBLAS|CUDNN|CUSPARSE|CUSOLVER)")
 WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ([KMGT]?i?B\w*)", re.IGNORECASE)
 LOST = re.compile("gloo|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
 LOST_LOADER = re.compile(r"DataLoader worker \(pid|</torch_")
 REMEDIES = {
-    errno.ENOSPC: "make room; ",
-    errno.EDQUOT: "make room; ",
-    errno.EACCES: "make it readable and writable; ",
-    errno.EPERM: "make it readable and writable; ",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; "),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "make it readable and writable; "),
     errno.EROFS: "make it writable; ",
     errno.EAGAIN: "no more processes may be started here (ulimit -u); lower --workers and --jobs; ",
 }
 
+ParserMaker = Callable[[], argparse.ArgumentParser] | None  # a script's `get_args_parser`
 resumes = False  # whether the script goes on where it was; the run that it opens says so
-_interrupts = 0
 
 
 def again() -> str:
@@ -62,20 +57,21 @@ def again() -> str:
     return AGAIN if resumes else "start it again"
 
 
-def run_main(
-    main: Callable[[], None], parser: Callable[[], argparse.ArgumentParser] | None = None
-) -> None:
+def stopped_by(signum: int) -> str:
+    """What a signal was, in words."""
+    return "interrupted" if signum == signal.SIGINT else f"stopped by {signal.Signals(signum).name}"
+
+
+def run_main(main: Callable[[], None], parser: ParserMaker = None) -> None:
     """Run a script's `main()`; bad input, too little memory, a full disk or Ctrl-C is one line.
 
     Exit status: 1 for bad input, memory or a failing file system, 130 for Ctrl-C, 128 + N for the
-    signals `STOPS`. A process group is left on the way out, also where a stage returned early.
-
-    Args:
-        parser: the script's `get_args_parser`: the memory that its options can save is advised.
+    signals `STOPS`. A process group is left on the way out, also where a stage returned early. Of
+    the options of `parser` those that save memory are advised.
     """
-    global resumes, _interrupts
-    resumes, _interrupts = False, 0
-    signal.signal(signal.SIGINT, _interrupt)
+    global resumes
+    resumes, interrupts = False, itertools.count(1)
+    signal.signal(signal.SIGINT, lambda *_: _interrupt(next(interrupts)))
     for signum in STOPS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
             signal.signal(signum, _stop)
@@ -92,22 +88,16 @@ def run_main(
         raise
     finally:
         sys.stdout, sys.stderr = sys.stdout.stream, sys.stderr.stream
-    if "torch.distributed" in sys.modules:
-        from core.run import distributed
-
+    if distributed := sys.modules.get("core.run.distributed"):
         distributed.finish()
 
 
 class _Output:
-    """A standard stream that cannot stop the work: what it fails to take is lost.
-
-    Attributes:
-        lost: its first error.
-    """
+    """A standard stream that cannot stop the work: what it fails to take is lost."""
 
     def __init__(self, stream: Any):
         self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
-        self.lost: OSError | None = None
+        self.lost: OSError | None = None  # the first error
         if hasattr(self.stream, "reconfigure"):  # of a class name that ASCII does not know
             self.stream.reconfigure(errors="backslashreplace")
 
@@ -133,27 +123,21 @@ class _Output:
 class _Stopped(SystemExit):
     """A signal of `STOPS`: unwinds, so that worker processes and temporary files go."""
 
-    def __init__(self, signum: int):
-        super().__init__(128 + signum)
-        self.signum = signum
 
-
-def _stop(signum: int, _: FrameType | None) -> None:
+def _stop(signum: int, _: object) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a DataLoader's, for processes that die as well
-    raise _Stopped(signum)
+    raise _Stopped(128 + signum)
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(count: int) -> None:
     """Ctrl-C: the first one unwinds, which the next must not break off halfway."""
-    global _interrupts
-    _interrupts += 1
-    if _interrupts == 1:
+    if count == 1:
         raise KeyboardInterrupt
-    if _interrupts >= PATIENCE:
+    if count >= PATIENCE:
         os._exit(128 + signal.SIGINT)
 
 
-def _run(main: Callable[[], None], parser: Callable[[], argparse.ArgumentParser] | None) -> None:
+def _run(main: Callable[[], None], parser: ParserMaker) -> None:
     try:
         try:
             main()
@@ -163,10 +147,9 @@ def _run(main: Callable[[], None], parser: Callable[[], argparse.ArgumentParser]
             elif isinstance(error, BrokenProcessPool) or LOST_LOADER.search(str(error)):
                 time.sleep(1)  # a signal to all processes of the job comes to this one as well
             raise
-    except KeyboardInterrupt:
-        end(f"interrupted; {again()}", 128 + signal.SIGINT)
-    except _Stopped as stopped:
-        end(f"stopped by {signal.Signals(stopped.signum).name}; {again()}", 128 + stopped.signum)
+    except (KeyboardInterrupt, _Stopped) as error:
+        status = getattr(error, "code", 128 + signal.SIGINT)
+        end(f"{stopped_by(status - 128)}; {again()}", status)
     except Exception as error:
         usage = parser().format_usage() if parser else ""
         words = explain(error, set(re.findall(r"--[\w-]+", usage)))
@@ -180,9 +163,7 @@ def explain(error: BaseException, options: set[str]) -> str | None:
     """What happened and what to do about it, in one line; None for what no user can help.
 
     This is the one place that knows how memory, helping processes and other ranks get lost.
-
-    Args:
-        options: the script's, as `--name`.
+    `options` are the script's, as `--name`.
     """
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, InputError):
@@ -194,16 +175,14 @@ def explain(error: BaseException, options: set[str]) -> str | None:
         return "TMPDIR is too long for the sockets of processes; set a shorter one, and start again"
     shared = isinstance(error, OSError) or LOST_LOADER.search(text) or "shared memory" in text
     if shared and not os.access("/dev/shm", os.W_OK):
-        return (
-            "/dev/shm cannot be written, through which processes share memory; mount it, or give "
-            "--workers 0 and --jobs 1"
-        )
+        what = "/dev/shm cannot be written, through which processes share memory"
+        return f"{what}; mount it, or give --workers 0 and --jobs 1"
     if isinstance(error, BrokenProcessPool):
         what = "a worker process was killed (out of memory?)"
         savers = ["--jobs", "--max-side"]
     elif LOST_LOADER.search(text):
         what = "a loader process was killed (out of memory or /dev/shm?)"
-        savers = list(LOADER_SAVERS)
+        savers = ["--workers", "--crop", "--batch-images", "--scales", "--max-side"]
     elif out_of_memory(error):
         gpu, wanted = ON_GPU.search(text), WANTED.search(text)
         what = f"out of {'GPU ' * bool(gpu)}memory"
@@ -226,11 +205,10 @@ def explain(error: BaseException, options: set[str]) -> str | None:
 def _lost_the_others(error: BaseException) -> bool:
     """Whether a collective failed, most likely because another rank is gone."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    text = str(error)
     if not several or not isinstance(error, RuntimeError) or out_of_memory(error):
         return False
     names = {each.__name__ for each in type(error).__mro__}
-    return "DistError" in names or bool(LOST.search(text))
+    return "DistError" in names or bool(LOST.search(str(error)))
 
 
 def _first_line(error: BaseException) -> str:

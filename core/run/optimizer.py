@@ -1,7 +1,5 @@
 """Which parameters are trained at which rate, and how the rate falls."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from core import recipe
@@ -10,11 +8,9 @@ import torch
 from torch import nn
 
 
-def poly_lr(
-    step: int, max_step: int, base: float, power: float = recipe.CLASSIFICATION.poly_power
-) -> float:
+def poly_lr(step: int, max_step: int, base: float) -> float:
     """base * (1 - step / max_step) ** power; from the last step on it stays as it is."""
-    return base * (1 - min(step, max_step - 1) / max_step) ** power
+    return base * (1 - min(step, max_step - 1) / max_step) ** recipe.CLASSIFICATION.poly_power
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, pretrained: bool) -> list[dict]:
@@ -24,17 +20,15 @@ def parameter_groups(network: nn.Module, weight_decay: float, pretrained: bool) 
     pretrained, and without pretrained weights every layer is new. Biases have no weight decay.
     Each group carries its factor as `scale`.
     """
-    kinds = [(new, bias) for new in (False, True) for bias in (False, True)]
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {
-        (new, bias): {"params": [], "scale": factor, "weight_decay": 0 if bias else weight_decay}
-        for (new, bias), factor in zip(kinds, recipe.CLASSIFICATION.rate_factors, strict=True)
-    }
+    groups: list[dict[str, Any]] = [
+        {"params": [], "scale": factor, "weight_decay": 0 if number % 2 else weight_decay}
+        for number, factor in enumerate(recipe.CLASSIFICATION.rate_factors)  # 2 * new + bias
+    ]
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             new = not (pretrained and name.startswith("backbone."))
-            key = (new, name.endswith("bias"))
-            groups[key]["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
+            groups[2 * new + name.endswith("bias")]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
 
 
 def one_group(network: nn.Module, weight_decay: float) -> list[dict]:

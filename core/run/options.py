@@ -1,28 +1,62 @@
-"""Command-line options that several scripts share, each defined once."""
+"""Command lines: the types of values, and the options that several scripts share, each once.
 
-from __future__ import annotations
+No torch while this is imported: tools/doctor.py runs where torch is broken.
+"""
 
 import argparse
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from core import recipe
-from core.method import backbones, crf
-from core.run.arguments import (  # noqa: F401 - scripts say options.fraction
-    OneLineParser,
-    count,
-    fraction,
-    integer,
-    number,
-    or_word,
-    path,
-    scale,
-    seed,
-    side,
-)
-from core.run.parallel import default_workers
+from core.run.main import end
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A command line whose errors are one line, said once where several processes read it."""
+
+    def error(self, message: str) -> NoReturn:
+        end(f"{self.prog}: error: {message}; --help lists the options", 2)
+
+
+def path(text: str) -> Path:
+    """An argparse type: a path; an empty one, as of a variable that is not set, is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(text)
+
+
+def number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
+    """An argparse type: a number from `low` to `high`, whole if `kind` is int."""
+    words = f"a {'whole ' * (kind is int)}number from {low:g} to {high:g}"
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = high + 1
+        if not low <= value <= high:  # NaN is nowhere between
+            raise argparse.ArgumentTypeError(f"{text} is not {words}")
+        return value
+
+    return parse
+
+
+integer = functools.partial(number, kind=int)
+
+
+def or_word(word: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type: `word` itself, or what `kind` takes."""
+    return lambda text: text if text == word else kind(text)
+
+
+fraction = number(0, 1)
+scale = number(0.05, 4)  # of an image
+side = integer(16, 16384)  # of an image, in pixels
+seed = integer(0, 2**32 - 1)
+count = integer(0, 10**9)  # of images, say
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter): ...
@@ -95,17 +129,17 @@ def add_out(p: Parser) -> None:
 def add_overwrite(p: Parser) -> None:
     """--overwrite and --stale."""
     p.add_argument("--overwrite", how=True, action="store_true", help="start again from nothing")
-    p.add_argument(
-        "--stale", how=True, choices=("refuse", "redo"), default="refuse",
-        help="what to do where other settings or inputs made what is there",
-    )  # fmt: skip
+    words, both = "what to do where other settings or inputs made what is there", ("refuse", "redo")
+    p.add_argument("--stale", how=True, choices=both, default="refuse", help=words)
 
 
 def add_machine(p: Parser) -> None:
     """--device and --workers."""
+    from core.run.parallel import cpu_count
+
     add_device(p)
     words = "processes that read ahead, for each GPU; 0 for none"
-    kind, default = integer(0, 256), default_workers()
+    kind, default = integer(0, 256), min(4, cpu_count())
     p.add_argument("--workers", how=True, type=kind, default=default, help=words)
 
 
@@ -123,17 +157,15 @@ def add_amp(p: Parser) -> None:
 
 def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     """Everything the three trainings have in common, with the recipe's values as defaults."""
+    from core.method import backbones
+
     p.add_argument("--backbone", choices=backbones.NAMES, default="resnet50")
-    p.add_argument(
-        "--weights", how=True, default="imagenet",  # what they hold is compared
-        help="imagenet, none, or a file: a torchvision checkpoint or any stage's model.pt",
-    )  # fmt: skip
+    words = "imagenet, none, or a file: a torchvision checkpoint or any stage's model.pt"
+    p.add_argument("--weights", how=True, default="imagenet", help=words)  # what they hold counts
     p.add_constant(stage, "epochs", integer(1, 100_000), "times that every image is seen")
     p.add_constant(stage, "batch_size", integer(1, 65536), "global: over all processes")
-    p.add_argument(
-        "--accumulate", type=integer(1, 65536), default=1,
-        help="split each batch into this many microbatches to save memory; BatchNorm sees those",
-    )  # fmt: skip
+    words = "split each batch into this many microbatches to save memory; BatchNorm sees those"
+    p.add_argument("--accumulate", type=integer(1, 65536), default=1, help=words)
     p.add_constant(stage, "lr", number(1e-9, 1e6), rates)
     words = "Nesterov; the default is what the authors' code ran with (README, Differences)"
     p.add_constant(stage, "momentum", number(0, 0.9999), words)
@@ -155,10 +187,8 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
 def add_inference(p: Parser, stage: Any, batch_images: int) -> None:
     """--scales, --max-side, --batch-images and --amp."""
     p.add_constant(stage, "scales", scale, "image scales, each with its mirror image")
-    p.add_argument(
-        "--max-side", type=side, default=1024,
-        help="the network sees larger images reduced to this longer side; lower it to save memory",
-    )  # fmt: skip
+    words = "the network sees larger images reduced to this longer side; lower it to save memory"
+    p.add_argument("--max-side", type=side, default=1024, help=words)
     words, kind = "images of equal size computed together", integer(1, 1024)
     p.add_argument("--batch-images", how=True, type=kind, default=batch_images, help=words)
     add_amp(p)
@@ -166,6 +196,8 @@ def add_inference(p: Parser, stage: Any, batch_images: int) -> None:
 
 def add_crf(p: Parser, stage: Any, default: str = "auto") -> None:
     """--crf-iterations, --crf-backend and --jobs."""
+    from core.method import crf
+
     p.add_constant(stage, "crf_iterations", integer(1, 10_000), "mean-field steps")
     words = "auto: torch on a GPU, pydensecrf on a CPU where it is installed"
     p.add_argument("--crf-backend", choices=crf.BACKENDS, default=default, help=words)

@@ -1,6 +1,4 @@
-"""Work for several CPU processes: the dense CRF of one image after another."""
-
-from __future__ import annotations
+"""Work beside this process: reading ahead, and the dense CRF of one image after another."""
 
 import contextlib
 import multiprocessing
@@ -18,6 +16,7 @@ from typing import Any, TypeVar
 from core.run import distributed
 
 import torch
+from torch.utils.data import DataLoader
 
 R = TypeVar("R")
 CPU = torch.device("cpu")
@@ -26,11 +25,6 @@ CPU = torch.device("cpu")
 def cpu_count() -> int:
     """This process's share of the cores that the processes of this machine may use."""
     return max(1, len(os.sched_getaffinity(0)) // distributed.local_world_size())
-
-
-def default_workers() -> int:
-    """Loader processes unless --workers says otherwise."""
-    return min(4, cpu_count())
 
 
 def ignore_interrupts(_: int = 0) -> None:
@@ -65,6 +59,19 @@ def signals_held() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+def read_ahead(dataset: Any, workers: int, **how: Any) -> Iterator[Any]:
+    """Yield what a DataLoader with these options does, computed ahead by `workers` processes.
+
+    With `batch_size=None, collate_fn=f` that is f(item) in order. A RuntimeError where such a
+    process was killed; `run_main` says what may help.
+    """
+    how |= {"num_workers": workers, "worker_init_fn": ignore_interrupts}
+    loader = DataLoader(dataset, prefetch_factor=4 if workers else None, **how)
+    with signals_held():
+        items = iter(loader)
+    yield from items
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Let processes that start here compute on one core, whatever library they load."""
@@ -80,16 +87,15 @@ def one_thread() -> Iterator[None]:
 
 def _start_process() -> None:
     ignore_interrupts()
+
+    def end_with_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+        os._exit(1)
+
     # A killed parent takes its workers along. PR_SET_PDEATHSIG would not do: the parent in the
     # kernel's sense is the fork server, which lives as long as its children do.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _start_stream(device: torch.device) -> None:
@@ -104,17 +110,16 @@ def _drain(pipe: int) -> None:
             pass
 
 
-class Pool:
+class Pool(contextlib.AbstractContextManager["Pool"]):
     """Workers that keep a bounded number of images in flight.
 
     Where the work runs on a CPU these are processes, by default one for each core of this process's
     share; one job works in the calling process. Where it runs on a GPU they are threads, 4 by
     default, each with its own CUDA stream, so that small kernels overlap.
 
-    Args:
-        jobs: number of workers; 0: the default.
-        device: where the tasks compute, which need not be the stage's device: pydensecrf computes
-            on the CPU on a machine with GPUs too, and in threads would wait for one core.
+    `jobs`: number of workers; 0: the default. `device`: where the tasks compute, which need not be
+    the stage's device: pydensecrf computes on the CPU on a machine with GPUs too, and in threads
+    would wait for one core.
     """
 
     def __init__(self, jobs: int, device: torch.device = CPU):
@@ -128,9 +133,8 @@ class Pool:
         if self.jobs > 1:
             # Not fork: the parent may hold CUDA and OpenMP threads.
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(
-                ["core.method.crf", "core.method.cam", "core.data.metrics"]
-            )
+            preload = ["core.method.crf", "core.method.cam", "core.data.metrics"]
+            context.set_forkserver_preload(preload)
             resource_tracker.ensure_running()
             with signals_held(), one_thread():
                 forkserver.ensure_running()
@@ -138,35 +142,26 @@ class Pool:
             queue = getattr(self.executor, "_call_queue", None)
             self._tasks = os.dup(queue._reader.fileno()) if queue is not None else None
 
-    def __enter__(self) -> Pool:
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        is_broken = kind is not None and issubclass(kind, BrokenProcessPool)
-        if is_broken:
-            self._unblock()
+        if kind is not None and issubclass(kind, BrokenProcessPool):
+            # Two things would keep the executor waiting. A process that had just started waits for
+            # a lock that the killed one held; and the thread that feeds tasks writes to a pipe that
+            # nobody reads. That the executor closes its end is not enough: loader processes, forked
+            # since, have it open too.
+            for process in list((getattr(self.executor, "_processes", None) or {}).values()):
+                process.kill()
+            if self._tasks is not None:
+                threading.Thread(target=_drain, args=(self._tasks,), daemon=True).start()
+                self._tasks = None
         if self.executor is not None:
             self.executor.shutdown(cancel_futures=True)
-        if self._tasks is not None and not is_broken:
-            os.close(self._tasks)
-
-    def _unblock(self) -> None:
-        """Let the executor end after a process was killed; two things would keep it waiting.
-
-        A process that had just started waits for a lock that the killed one held; and the thread
-        that feeds tasks writes to a pipe that nobody reads. That the executor closes its end is not
-        enough: loader processes, forked since, have it open too.
-        """
-        for process in list((getattr(self.executor, "_processes", None) or {}).values()):
-            process.kill()
         if self._tasks is not None:
-            threading.Thread(target=_drain, args=(self._tasks,), daemon=True).start()
+            os.close(self._tasks)
 
     def map(self, function: Callable[..., R], tasks: Iterable[tuple[Any, ...]]) -> Iterator[R]:
         """Yield function(*task) in order; tasks are drawn as places get free.
 
-        Raises:
-            BrokenProcessPool: a worker process was killed; `run_main` says what may help.
+        A BrokenProcessPool where a worker process was killed; `run_main` says what may help.
         """
         if self.executor is None:
             yield from (function(*task) for task in tasks)

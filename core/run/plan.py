@@ -1,14 +1,14 @@
-"""How a training goes, step by step, as its options have it."""
-
-from __future__ import annotations
+"""How a training goes, step by step, as its options have it: which images are in which batch."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from core import recipe
 from core.errors import InputError
 from core.run import distributed, precision
 
+import numpy as np
 import torch
 
 
@@ -16,10 +16,9 @@ import torch
 class Plan:
     """How a training goes: the options of `options.add_training`, and what follows from them.
 
-    Attributes:
-        max_step: updates in all. amp: the resolved autocast type ("bf16", "fp16" or "off").
-        batch_size: global, over all processes; each process computes its share in `accumulate`
-            microbatches. save_every: updates between checkpoints.
+    `max_step`: updates in all. `amp`: the resolved autocast type ("bf16", "fp16" or "off").
+    `batch_size`: global, over all processes; each process computes its share in `accumulate`
+    microbatches. `save_every`: updates between checkpoints.
     """
 
     max_step: int
@@ -37,27 +36,22 @@ class Plan:
     sync_bn: bool = False
 
     @classmethod
-    def of(cls, args: argparse.Namespace, n_images: int, device: torch.device) -> Plan:
+    def of(cls, args: argparse.Namespace, n_images: int, device: torch.device) -> "Plan":
         """The plan of a command line for a split of `n_images`.
 
-        Raises:
-            InputError: fewer than 2 images, a batch larger than the data set or one that the
-                processes and microbatches do not divide; a crop that the network's stride does
-                not; sides in the wrong order.
+        InputErrors: fewer than 2 images; a batch larger than the data set, or that processes and
+        microbatches do not divide; a crop that the stride does not; sides in the wrong order.
         """
         if n_images < 2:
             raise InputError(f"{args.data}: split {args.split!r} has {n_images} image; at least 2")
+        batch = f"--batch-size {args.batch_size}"
         if args.batch_size > n_images:
-            raise InputError(
-                f"--batch-size {args.batch_size} is larger than the {n_images} images of split "
-                f"{args.split!r}; lower it"
-            )
+            images = f"the {n_images} images of split {args.split!r}"
+            raise InputError(f"{batch} is larger than {images}; lower it")
         world = distributed.world_size()
         if args.batch_size % (world * args.accumulate):
-            raise InputError(
-                f"--batch-size {args.batch_size} is not divisible by {world} processes x "
-                f"--accumulate {args.accumulate}"
-            )
+            by = f"{world} processes x --accumulate {args.accumulate}"
+            raise InputError(f"{batch} is not divisible by {by}")
         grid = getattr(args, "grid", 1)  # of the puzzle module: each tile is a view of its own
         if args.crop % (recipe.BACKBONE.output_stride * grid):
             by = f"{recipe.BACKBONE.output_stride}{f' x --grid {grid}' * (grid > 1)}"
@@ -66,18 +60,27 @@ class Plan:
             raise InputError(f"--sides {args.sides[0]} {args.sides[1]}: the smaller one first")
         if args.sync_bn and device.type != "cuda":
             raise InputError("--sync-bn needs GPUs")
-        same = {
-            name: getattr(args, name) for name in cls.__dataclass_fields__ if hasattr(args, name)
-        }
         steps = n_images // args.batch_size  # of an epoch: the last partial batch is dropped
-        same |= {
-            "max_step": args.epochs * steps,
-            "save_every": args.save_every or steps,
-            "amp": precision.amp_type(args.amp, device),
-        }
-        return cls(**same)
+        said = {k: v for k, v in vars(args).items() if k in cls.__dataclass_fields__}
+        said |= {"max_step": args.epochs * steps, "save_every": args.save_every or steps}
+        return cls(**said | {"amp": precision.amp_type(args.amp, device)})
 
     def resolved(self) -> dict[str, int | str]:
         """What run.json records beside the options: AMP type, and how many images a BN sees."""
         shares = self.accumulate * (1 if self.sync_bn else distributed.world_size())
         return {"amp": self.amp, "bn_batch": self.batch_size // shares}
+
+    def batches(self, n_images: int, start: int) -> Iterator[list[int]]:
+        """This process's part of every global batch from step `start` on, across epochs.
+
+        The order depends on (seed, epoch) alone, the last partial batch is dropped, and a draw is
+        epoch * n_images + position (see `datasets.TrainingViews`), so a resumed run or one of
+        another number of processes sees the same views in the same batches.
+        """
+        part = self.batch_size // distributed.world_size()
+        for step in range(start, self.max_step):
+            epoch, number = divmod(step, n_images // self.batch_size)
+            if number == 0 or step == start:
+                order = np.random.default_rng((self.seed, epoch)).permutation(n_images)
+            first = number * self.batch_size + distributed.rank() * part
+            yield (epoch * n_images + order[first : first + part]).tolist()

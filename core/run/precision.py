@@ -1,7 +1,5 @@
 """Autocast types and determinism: how exactly a run computes."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

@@ -1,7 +1,6 @@
 """What the three trainings share: the step, the log, exact resume."""
 
-from __future__ import annotations
-
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,13 +13,11 @@ from core.run import checkpoint, distributed, parallel, precision
 from core.run.optimizer import poly_lr, sgd
 from core.run.plan import Plan
 from core.run.record import Log
-from core.run.sampling import GlobalBatches
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 
 class Trainer:
@@ -35,15 +32,12 @@ class Trainer:
             trainer.update()
         trainer.finish(classes)
 
-    Args:
-        groups: see `core.run.optimizer`. out: where `last.pt`, `log.jsonl` and `model.pt` go.
-        identity: of the run, which alone goes on from its `last.pt`.
-        warn: looks at the means of each log row; what it returns goes into the row as `warning`,
-            and to stderr once.
+    `groups`: see `core.run.optimizer`. `out`: where `last.pt`, `log.jsonl` and `model.pt` go.
+    `identity`: of the run, which alone goes on from its `last.pt`. `warn` looks at the means of
+    each log row; what it returns goes into the row as `warning`, and to stderr once.
 
-    Attributes:
-        step: updates done. network: what the loss must call: on the device, wrapped for several
-            processes and compiled where the plan says so.
+    `step`: updates done. `network`: what the loss must call: on the device, wrapped for several
+    processes and compiled where the plan says so.
     """
 
     def __init__(
@@ -66,18 +60,14 @@ class Trainer:
         fused = self.device.type == "cuda" and plan.amp != "fp16"
         self.optimizer = sgd(groups, plan.lr, plan.momentum, fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.amp == "fp16")
-        self.step, log_bytes = 0, 0
+        self.step = 0
         self.rows: list[Tensor] = []  # of the microbatches since the last update
         self.pending: list[Tensor] = []  # of the updates since the last row of the log
         self.names: list[str] = []
         last = out / "last.pt"
-        if last.exists():
-            log_bytes = self._resume(last)
+        log_bytes = self._resume(last) if last.exists() else 0
         distributed.check_same(self.step, "the step to go on from")
         self.log = Log(out / "log.jsonl", log_bytes) if distributed.is_main() else None
-        self._wrap()
-
-    def _wrap(self) -> None:
         self.ddp: DistributedDataParallel | None = None
         self.network: Callable[[Tensor], Tensor] = self.plain
         if distributed.world_size() > 1:
@@ -88,7 +78,7 @@ class Trainer:
                 warnings.simplefilter("ignore", FutureWarning)
                 self.ddp = DistributedDataParallel(self.plain, devices, broadcast_buffers=False)
             self.network = self.ddp
-        if self.plan.compile:  # after DDP, as torch's DDP notes have it; all batches are one size
+        if plan.compile:  # after DDP, as torch's DDP notes have it; all batches are one size
             self.network = torch.compile(self.network, dynamic=False)
 
     def _resume(self, path: Path) -> int:
@@ -96,50 +86,33 @@ class Trainer:
         if state.get("run") != self.identity:
             raise InputError(f"{path}: the last.pt of another run; remove it to start again")
         try:
-            checkpoint.load_weights(self.plain, state["network"], str(path))
+            checkpoint.check_weights(self.plain, state["network"], str(path))
+            self.plain.load_state_dict(state["network"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.names, log_bytes = state["step"], state["names"], state["log_bytes"]
             self.pending = list(state["pending"].to(self.device))
-            if type(self.step) is not int or not 0 <= self.step <= self.plan.max_step:
-                raise ValueError
-            if type(log_bytes) is not int or log_bytes < 0:
+            whole = type(self.step) is int and type(log_bytes) is int
+            if not whole or not 0 <= self.step <= self.plan.max_step or log_bytes < 0:
                 raise ValueError
             return log_bytes
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-            raise InputError(
-                f"{path}: not the last.pt of this training; remove it to start again"
-            ) from None
+            what = "not the last.pt of this training"
+            raise InputError(f"{path}: {what}; remove it to start again") from None
 
     def batches(self, dataset: TrainingViews) -> Iterator[list[Tensor]]:
-        """Batches on the device from the current step to the last, behind a progress bar.
-
-        Raises:
-            InputError: a bad image or label map.
-        """
-        plan = self.plan
-        sampler = GlobalBatches(len(dataset), plan.batch_size, plan.seed, self.step, plan.max_step)
-        loader = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            num_workers=plan.workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=parallel.ignore_interrupts,
-            prefetch_factor=4 if plan.workers else None,
-        )
+        """Batches on the device from this step to the last; a bad file is an InputError."""
+        plan, on_gpu = self.plan, self.device.type == "cuda"
+        order = plan.batches(len(dataset), self.step)
+        read = parallel.read_ahead(dataset, plan.workers, batch_sampler=order, pin_memory=on_gpu)
+        moved = ([t.to(self.device, non_blocking=True) for t in batch] for batch in read)
         self.bar = distributed.progress(plan.max_step, self.out.name, "step", self.step)
         self.plain.train()
         with self.bar:
-            ahead: list[Tensor] | None = None
-            with parallel.signals_held():
-                loading = iter(loader)
-            for batch in loading:  # one batch is copied while the one before is computed
-                batch = [t.to(self.device, non_blocking=True) for t in batch]
-                if ahead is not None:
-                    yield self.begin(ahead)
-                ahead = batch
-            if ahead is not None:
-                yield self.begin(ahead)
+            following = next(moved, None)
+            while following is not None:  # one batch is copied while the one before is computed
+                batch, following = following, next(moved, None)
+                yield self.begin(batch)
 
     def begin(self, batch: list[Tensor]) -> list[Tensor]:
         """Set what an update depends on beside its batch; both are functions of the step."""
@@ -152,9 +125,8 @@ class Trainer:
     def microbatches(self, batch: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batch in `accumulate` pieces: normalised images (n, 3, crop, crop), and targets."""
         count = self.plan.accumulate
-        for i, (images, boxes, targets) in enumerate(
-            zip(*(t.chunk(count) for t in batch), strict=True), 1
-        ):
+        pieces = zip(*(t.chunk(count) for t in batch), strict=True)
+        for i, (images, boxes, targets) in enumerate(pieces, 1):
             if self.ddp is not None:  # its no_sync(), in a loop: the last one sums over processes
                 self.ddp.require_backward_grad_sync = i == count
             yield normalize(images, boxes), targets
@@ -178,11 +150,9 @@ class Trainer:
         self.scaler.scale(loss / self.plan.accumulate).backward()
         row = {"loss": loss, **terms}
         self.names = list(row)
-        as_tensors = (
-            t.detach().float() if isinstance(t, Tensor) else loss.new_full((), t, dtype=torch.float)
-            for t in row.values()
-        )
-        self.rows.append(torch.stack(list(as_tensors)))
+        new = functools.partial(loss.new_full, (), dtype=torch.float)
+        values = (t.detach().float() if isinstance(t, Tensor) else new(t) for t in row.values())
+        self.rows.append(torch.stack(list(values)))
 
     def update(self) -> None:
         """The SGD step; then a row of the log and a checkpoint where they are due."""
@@ -203,10 +173,8 @@ class Trainer:
         """The terms since the last row, (steps, terms), averaged over the processes.
 
         Rows and checkpoints are where a training waits for the GPU, and (GradScaler's look at the
-        gradients under fp16 aside) nothing else is.
-
-        Raises:
-            InputError: NaN or inf, naming the step, the terms and the last good checkpoint.
+        gradients under fp16 aside) nothing else is. NaN or inf is an InputError that names the
+        step, the terms and the last good checkpoint.
         """
         # Averaged in place: what a checkpoint holds is then the same on every process.
         mean = distributed.total(torch.stack(self.pending)).div_(distributed.world_size())
@@ -255,19 +223,17 @@ class Trainer:
         if self.log is None:  # another process than the main one
             return
         pending = torch.stack(self.pending) if self.pending else torch.zeros(0)
-        checkpoint.save(
-            self.out / "last.pt",
-            {
-                "run": self.identity,
-                "step": self.step,
-                "network": self.plain.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "pending": pending.cpu(),
-                "names": self.names,
-                "log_bytes": self.log.bytes(),
-            },
-        )
+        state = {
+            "run": self.identity,
+            "step": self.step,
+            "network": self.plain.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "pending": pending.cpu(),
+            "names": self.names,
+            "log_bytes": self.log.bytes(),
+        }
+        checkpoint.save(self.out / "last.pt", state)
 
     def finish(self, classes: list[str]) -> None:
         """Write `model.pt`."""

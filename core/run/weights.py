@@ -1,7 +1,5 @@
 """Pretrained weights of a backbone: ImageNet's from the cache or the net, or those of a file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,16 @@ import torch
 import torchvision
 from torch import Tensor
 
-IMAGENET = {  # the ImageNet weights of the paper are torchvision's first set
-    name: torchvision.models.get_model_weights(name).IMAGENET1K_V1 for name in TORCHVISION
-}
+# The ImageNet weights of the paper are torchvision's first set.
+IMAGENET = {n: torchvision.models.get_model_weights(n).IMAGENET1K_V1 for n in TORCHVISION}
 
 
 def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
     """The state dict of backbone `name` that --weights stands for; None for random ones.
 
-    Args:
-        weights: "none", "imagenet" for torchvision's or timm's (downloaded once), or a file: one of
-            their checkpoints, or the `model.pt` of any stage, whose backbone is taken.
-
-    Raises:
-        InputError: the file is missing, damaged or of another backbone; no download possible.
+    `weights`: "none", "imagenet" for torchvision's or timm's (downloaded once), or a file: one of
+    their checkpoints, or the `model.pt` of any stage, whose backbone is taken. A file that is
+    missing, damaged or of another backbone is an InputError, and so is a failed download.
     """
     if str(weights) == "none":
         return None
@@ -43,7 +37,7 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
         if made_for != name:
             raise InputError(f"{source}: holds a {made_for}, not a {name}; change --backbone")
         items = state["weights"].items()
-        state = {k[len("backbone.") :]: v for k, v in items if k.startswith("backbone.")}
+        state = {k.removeprefix("backbone."): v for k, v in items if k.startswith("backbone.")}
     state = {k: v for k, v in state.items() if not str(k).startswith("fc.")}
     checkpoint.check_weights(backbone, state, source)
     return state
@@ -55,11 +49,7 @@ def digest(weights: str) -> str:
 
 
 def _download(name: str) -> dict[str, Tensor]:
-    """ImageNet weights, from the local cache where they are there.
-
-    Raises:
-        InputError: saying which file to put where.
-    """
+    """ImageNet weights, from the local cache or the net; an InputError says what to put where."""
     try:
         if name in TIMM:
             return import_timm().create_model(TIMM[name], pretrained=True).state_dict()
@@ -74,6 +64,5 @@ def _download(name: str) -> dict[str, Tensor]:
         if name in IMAGENET:
             file, folder = IMAGENET[name].url.rsplit("/", 1)[1], Path(torch.hub.get_dir())
             remedy = f"put {file} into {folder / 'checkpoints'} or give --weights FILE"
-        raise InputError(
-            f"the ImageNet weights of {name} cannot be downloaded ({reason}); {remedy}"
-        ) from None
+        what = f"the ImageNet weights of {name} cannot be downloaded"
+        raise InputError(f"{what} ({reason}); {remedy}") from None
