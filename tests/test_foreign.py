@@ -97,7 +97,7 @@ class Hostile:
         {"keys": Hostile(np.dtype, ("V9999999999",))},
         {"keys": torch.zeros(2)},
     ],
-    ids=str,
+    ids=["system", "eval", "memory", "file", "type", "torch"],
 )
 def test_hostile_pickles_are_refused(tmp_path, value):
     path = saved(tmp_path / "a.npy", value, 2)
