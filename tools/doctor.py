@@ -142,7 +142,7 @@ def check_weights(args: argparse.Namespace) -> Findings:
 
 
 def check_data(args: argparse.Namespace) -> Findings:
-    from core.data import datasets, images
+    from core.data import datasets
 
     if args.data is None:
         yield "warn", "data", "not checked; needs are estimated for VOC", "give --data ROOT"
@@ -150,8 +150,7 @@ def check_data(args: argparse.Namespace) -> Findings:
     data = datasets.DataRoot(args.data)
     ids = data.ids(args.split)
     data.image_labels(ids)
-    names = (os.path.splitext(name) for name in os.listdir(data.root / "JPEGImages"))
-    missing = set(ids) - {stem for stem, extension in names if extension in images.EXTENSIONS}
+    missing = data.missing_images(ids)
     found = f"{args.split}: {len(ids)} images with labels, {len(missing)} images missing"
     remedy = f"{min(missing, default='')} is the first; tools/prepare_voc.py names them all"
     yield "FAIL" if missing else "ok", "data", found, remedy

@@ -9,6 +9,7 @@
 Nothing here assumes 20 classes or that masks exist.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -87,6 +88,11 @@ class DataRoot:
             if path.is_file():
                 return path
         raise InputError(f"{paths[0]}: no such image, yet its id is in the list")
+
+    def missing_images(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that have no image, found with one look at the folder."""
+        names = (os.path.splitext(name) for name in os.listdir(self.root / "JPEGImages"))
+        return set(ids) - {stem for stem, ending in names if ending in images.EXTENSIONS}
 
     def mask_path(self, image_id: str, folder: str = "SegmentationClass") -> Path:
         """The ground-truth label map of an id."""

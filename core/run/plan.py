@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from core import recipe
 from core.errors import InputError
-from core.run import distributed, precision
+from core.run import distributed, optimizer, precision
 
 import torch
 
@@ -76,6 +76,10 @@ class Plan:
             "amp": precision.amp_type(args.amp, device),
         }
         return cls(**same)
+
+    def rate(self, step: int) -> float:
+        """The base learning rate at a global step."""
+        return optimizer.poly_lr(step, self.max_step, self.lr)
 
     def resolved(self) -> dict[str, int | str]:
         """What run.json records beside the options: AMP type, and how many images a BN sees."""
