@@ -96,10 +96,10 @@ def write_tree(root: Path) -> None:
 def write_demo(root: Path, data_root: Path) -> None:
     """A plain classifier's CAMs beside a Puzzle-CAM pipeline with pictures, on the tiny data."""
     data = DataRoot(data_root)
-    for row, figures in (("plain", (40.0,)), ("puzzle", (50.0, 61.5, 63.0, 55.0))):
+    puzzle = {"cam": 50.0, "rw": 61.5, "pseudo": 63.0, "val": 55.0}
+    for row, figures in (("plain", {"cam": 40.0}), ("puzzle", puzzle)):
         classifier(root / row, *[row == "puzzle"] * 2, backbone="resnet18", seconds=100.0)
-        titled = [step for step in steps.STEPS if step.title]
-        for step, miou in zip(titled, figures, strict=False):
+        for step in (step for step in steps.STEPS if step.figures in figures and step.title):
             folder = root / row / step.name
             if step.holds == "scores":
                 write_cams(data_root, folder)
@@ -109,7 +109,7 @@ def write_demo(root: Path, data_root: Path) -> None:
                 mask = np.array(Image.open(data.mask_path(image_id)))
                 mask[:, : 6 * number] = 0  # the later the image, the worse
                 write_label(folder / f"{image_id}.png", mask)
-            made = evaluation(miou, data.classes, len(ids), step.split)
+            made = evaluation(figures[step.figures], data.classes, len(ids), step.split)
             write_json(root / row / f"{step.figures}.json", made)
 
 

@@ -172,9 +172,11 @@ def test_remedies_are_options_of_the_stage(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(budget, "inference_bytes", lambda *_: 1 << 60)
     monkeypatch.setattr(budget, "crf_bytes", lambda *_: 1 << 60)
     found = list(doctor.check_memory(options("--backbone", "resnet18")))
-    remedies = [remedy for level, *_, remedy in found if level == "FAIL"]
-    assert len(remedies) == len(budget.STEPS)
-    for stage, remedy in zip(budget.STEPS, remedies, strict=True):
+    remedies = {text.split()[0]: remedy for level, _, text, remedy in found if level == "FAIL"}
+    heavy = "train_classification make_cam make_affinity_labels train_affinity make_random_walk"
+    heavy += " make_pseudo_labels train_segmentation predict"
+    assert set(heavy.split()) <= remedies.keys() <= budget.STEPS.keys()
+    for stage, remedy in remedies.items():
         parser = importlib.import_module(stage).get_args_parser()
         named = re.findall(r"--[\w-]+", remedy)
         assert set(named) <= set(parser._option_string_actions)

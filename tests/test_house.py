@@ -11,6 +11,7 @@ from pathlib import Path
 
 from core import recipe
 from core.run import options
+from core.run.plan import Plan
 
 import pytest
 from conftest import REPO
@@ -99,6 +100,16 @@ def test_options_default_to_the_recipe(script, name):
     default = importlib.import_module(script).get_args_parser().get_default(name)
     wanted = getattr(DEFAULTS[script][0], name)
     assert (tuple(default) if isinstance(default, list) else default) == wanted
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_every_option_is_used(script):
+    """As `args.NAME` in the script or in core/run, or by `Plan`, which takes its fields by name."""
+    sources = [REPO / f"{script}.py", *REPO.glob("core/run/*.py")]
+    used = set(re.findall(r"\bargs\.(\w+)", "".join(path.read_text() for path in sources)))
+    used |= {"help", *Plan.__dataclass_fields__}
+    for action in importlib.import_module(script).get_args_parser()._actions:
+        assert action.dest in used, f"nothing of {script}.py reads args.{action.dest}"
 
 
 # Options that change where or how fast a stage runs. Everything else is a setting: a directory

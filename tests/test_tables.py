@@ -92,7 +92,10 @@ def test_commands_parse_and_read_what_was_written(more: list[str]) -> None:
     names = [Path(c[-1]).name for c in found if row in c[-1] and "resnest" not in c[-1]]
     names = [name for name in names if name.endswith(".json")]
     hr_cam = ["hr_cam.json"] * ("--hr-cam" in more)
-    assert names == ["cam.json", *hr_cam, "rw.json", "pseudo.json", "val.json"]
+    papers = ["cam.json", *hr_cam, "rw.json", "pseudo.json", "val.json"]
+    scored = {f"{step.figures}.json" for step in steps.STEPS if step.title}
+    assert [name for name in names if name in papers] == papers
+    assert set(names) == {*papers, *scored}  # a refinement more is scored as well
 
 
 def test_small_data_need_no_download() -> None:

@@ -140,7 +140,7 @@ def check_weights(args: argparse.Namespace) -> Findings:
 
 
 def check_data(args: argparse.Namespace) -> Findings:
-    from core.data import datasets, images
+    from core.data import datasets
 
     if args.data is None:
         yield "warn", "data", "not checked; needs are estimated for VOC", "give --data ROOT"
@@ -148,7 +148,7 @@ def check_data(args: argparse.Namespace) -> Findings:
     data = datasets.DataRoot(args.data)
     ids = data.ids(args.split)
     data.image_labels(ids)
-    missing = {i for i in ids if not data.has_image(i)}
+    missing = data.missing_images(ids)
     found = f"{args.split}: {len(ids)} images with labels, {len(missing)} images missing"
     remedy = f"{min(missing, default='')} is the first; tools/prepare_voc.py names them all"
     yield "FAIL" if missing else "ok", "data", found, remedy

@@ -97,10 +97,6 @@ class DataRoot:
             raise InputError(f"{folder / names[0]}: no such image, yet its id is in the list")
         return folder / names[0]
 
-    def has_image(self, image_id: str) -> bool:
-        """Whether there is an image of an id."""
-        return image_id in self._names
-
     @functools.cached_property
     def _names(self) -> dict[str, list[str]]:
         """Id -> names of its files in JPEGImages."""
@@ -113,6 +109,10 @@ class DataRoot:
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k != "_names"}  # long, and soon made
+
+    def missing_images(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that have no image."""
+        return set(ids) - self._names.keys()
 
     def mask_path(self, image_id: str, folder: str = "SegmentationClass") -> Path:
         """The ground-truth label map of an id."""

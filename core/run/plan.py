@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from core import recipe
 from core.errors import InputError
-from core.run import distributed, precision
+from core.run import distributed, optimizer, precision
 
 import numpy as np
 import torch
@@ -64,6 +64,10 @@ class Plan:
         said = {k: v for k, v in vars(args).items() if k in cls.__dataclass_fields__}
         said |= {"max_step": args.epochs * steps, "save_every": args.save_every or steps}
         return cls(**said | {"amp": precision.amp_type(args.amp, device)})
+
+    def rate(self, step: int) -> float:
+        """The base learning rate at a global step."""
+        return optimizer.poly_lr(step, self.max_step, self.lr)
 
     def resolved(self) -> dict[str, int | str]:
         """What run.json records beside the options: AMP type, and how many images a BN sees."""

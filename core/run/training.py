@@ -10,7 +10,7 @@ from core.data.datasets import TrainingViews
 from core.data.transforms import normalize
 from core.errors import InputError
 from core.run import checkpoint, distributed, parallel, precision
-from core.run.optimizer import poly_lr, sgd
+from core.run.optimizer import sgd
 from core.run.plan import Plan
 from core.run.record import Log
 
@@ -117,7 +117,7 @@ class Trainer:
     def begin(self, batch: list[Tensor]) -> list[Tensor]:
         """Set what an update depends on beside its batch; both are functions of the step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = poly_lr(self.step, self.plan.max_step, self.plan.lr) * group["scale"]
+            group["lr"] = self.plan.rate(self.step) * group["scale"]
         # Dropout's randomness: nothing to save, nothing to restore.
         torch.manual_seed((self.plan.seed * 1_000_003 + self.step) * 4099 + distributed.rank())
         return batch
@@ -199,9 +199,9 @@ class Trainer:
         self.pending = []
         if self.log is None:
             return
-        lr = poly_lr(self.step - 1, self.plan.max_step, self.plan.lr)
+        rate = self.plan.rate(self.step - 1)
         epoch = self.step * self.plan.epochs / self.plan.max_step
-        row = {"step": self.step, "epoch": round(epoch, 4), "lr": lr, **means}
+        row = {"step": self.step, "epoch": round(epoch, 4), "lr": rate, **means}
         warning = self.warn(means) if self.warn is not None else None
         if warning:
             row["warning"] = warning
