@@ -50,7 +50,10 @@ DAMAGE = {
     "id climbs out": (lambda r: edit_list(r, "../../x\ntrain1\n"), r"train\.txt: id"),
     "truncated JPEG": (lambda r: truncate(r / "JPEGImages/train3.jpg"), r"train3\.jpg"),
     "no labels": (lambda r: (r / "labels.txt").write_text("train0 disc\n"), "train1"),
-    "label without class": (lambda r: (r / "labels.txt").write_text("train0\n"), "train0"),
+    "no class": (
+        lambda r: (r / "labels.txt").write_text("".join(f"train{i}\n" for i in range(8))),
+        "no class for any",
+    ),
     "unknown class": (lambda r: (r / "labels.txt").write_text("train0 dsic\n"), "'dsic'"),
     "class twice": (lambda r: (r / "classes.txt").write_text("a\na\n"), r"classes\.txt"),
     "class climbs out": (lambda r: (r / "classes.txt").write_text("../a\n"), r"classes\.txt"),
@@ -78,7 +81,8 @@ def test_error_of_a_loader_process_is_one_line(data_root):
 XML = {
     "<annotation><object><name>dog</annotation>": "damaged XML",
     '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>': "DTD",
-    "<annotation></annotation>": "no class for",
+    "<annotation></annotation>": "no class for any image",
+    "<annotation><object></object></annotation>": "an object without a name",
     "<annotation><object><name>unicorn</name></object></annotation>": "'unicorn'",
 }
 

@@ -269,3 +269,33 @@ def test_normalize_is_exact_and_zero_outside_the_box():
     outside = got[1].clone()
     outside[:, 2:6, 1:5] = 0
     assert not outside.any()
+
+
+def test_pictures_with_none_of_the_classes(data_root):
+    """An id alone in labels.txt: no class, a zero target."""
+    path = data_root / "labels.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0].split()[0], *lines[1:]]))
+    data = DataRoot(data_root)
+    ids = data.ids("train")
+    labels = data.image_labels(ids)
+    assert labels[ids[0]] == [] and all(labels[i] for i in ids[1:])
+    views = TrainingViews(data, ids, RandomView((48, 64), 48), 0, labels)
+    assert views[0][2].tolist() == [0, 0, 0] and views[1][2].sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train0.jpg disc", "no line for 'train0' .it has 'train0.jpg': with an extension here"),
+        ("Train0 disc", "no line for 'train0' .it has 'Train0', in another case"),
+        ("train0,disc", "no line for 'train0' .is it a CSV file"),
+        ("train0 Disc", "unknown class 'Disc' .it has 'disc', in another case"),
+        ("train0 traffic", "unknown class 'traffic' .it has 'traffic light': .* by tabs"),
+    ],
+)
+def test_labels_in_another_form(data_root, line, message):
+    (data_root / "classes.txt").write_text("traffic light\ndisc\nbar\n")
+    (data_root / "labels.txt").write_text(line)
+    with pytest.raises(InputError, match=rf"labels\.txt: {message}"):
+        DataRoot(data_root).image_labels(["train0"])

@@ -140,7 +140,7 @@ def check_weights(args: argparse.Namespace) -> Findings:
 
 
 def check_data(args: argparse.Namespace) -> Findings:
-    from core.data import datasets
+    from core.data import datasets, images
 
     if args.data is None:
         yield "warn", "data", "not checked; needs are estimated for VOC", "give --data ROOT"

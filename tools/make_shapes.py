@@ -118,10 +118,10 @@ def paint(rng: np.random.Generator, image: np.ndarray, thing: Thing) -> None:
     image += head[..., None] * (disc - image)
 
 
-def place(rng: np.random.Generator, size: int) -> Thing:
-    """A random object for an image of `size` x `size` pixels."""
+def place(rng: np.random.Generator, size: int, classes: int = len(CLASSES)) -> Thing:
+    """A random object of the first `classes` classes for an image of `size` x `size` pixels."""
     major = rng.uniform(0.24, 0.38) * size
-    label = int(rng.integers(1, len(CLASSES) + 1))
+    label = int(rng.integers(1, classes + 1))
     x, y = rng.uniform(0.12, 0.88, 2) * size
     minor, angle = major * rng.uniform(0.5, 0.75), rng.uniform(0, 2 * np.pi)
     return Thing(label, x, y, major, minor, angle, rng.uniform() >= HEADLESS)
@@ -147,12 +147,18 @@ def present(label: np.ndarray) -> list[int]:
     return [int(c) for c in np.unique(label) if 0 < c < 255]
 
 
-def draw(size: int, seed: int, split: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """One image, uint8 RGB (size, size, 3), and its label map, uint8 (size, size)."""
+def draw(
+    size: int, seed: int, split: int, number: int, classes: int = len(CLASSES), empty: float = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """One image, uint8 RGB (size, size, 3), and its label map, uint8 (size, size).
+
+    Of the first `classes` classes; a share `empty` of the images is without any object.
+    """
     rng = np.random.default_rng((seed, split, number))
-    label = np.zeros((size, size), dtype=np.uint8)
-    while not present(label):
-        things = [place(rng, size) for _ in range(rng.integers(1, 4))]
+    label, things = np.zeros((size, size), dtype=np.uint8), []
+    some = empty <= np.random.default_rng((seed, split, number, 1)).uniform()
+    while some and not present(label):
+        things = [place(rng, size, classes) for _ in range(rng.integers(1, 4))]
         label = label_map(things, size)
     image = background(rng, size)
     for thing in things:
@@ -169,14 +175,16 @@ def write_data_set(root: Path, settings: dict[str, int]) -> None:
     rows = []
     for name in tqdm([*lists["train"], *lists["val"]], desc="shapes", unit="image"):
         split, number = name.split("_")
-        image, label = draw(settings["size"], settings["seed"], SPLITS.index(split), int(number))
+        where = settings["size"], settings["seed"], SPLITS.index(split), int(number)
+        image, label = draw(*where, settings["classes"], settings["negatives"])
         # High quality and full-resolution colour keep the objects' borders sharp for the CRF.
         Image.fromarray(image).save(root / f"JPEGImages/{name}.jpg", quality=95, subsampling=0)
         write_label(root / f"SegmentationClass/{name}.png", label)
         rows.append(" ".join([name, *(CLASSES[c - 1] for c in present(label))]))
     lists["train_aug"] = lists["train"]  # every image has its mask: there is nothing to add
     texts = {f"ImageSets/Segmentation/{split}": names for split, names in lists.items()}
-    for name, lines in (texts | {"labels": rows, "classes": CLASSES}).items():
+    texts |= {"labels": rows, "classes": CLASSES[: settings["classes"]]}
+    for name, lines in texts.items():
         write_text(root / f"{name}.txt", "\n".join([*lines, ""]))
     write_json(root / "shapes.json", settings)
 
@@ -190,6 +198,7 @@ def made_before(out: Path, settings: dict[str, int], overwrite: bool) -> bool:
         # Not even with --overwrite: what lies there is not this tool's to delete.
         raise InputError(f"{out} holds other files than a shapes data set; choose another --out")
     found = read_json(record, "choose another --out or delete the directory")
+    found = {"classes": len(CLASSES), "negatives": 0.0} | found  # of before these were options
     differ = (key for key in settings if found.get(key) != settings[key])
     changes = [f"{key} {found.get(key)} instead of {settings[key]}" for key in differ]
     if changes and not overwrite:
@@ -205,13 +214,18 @@ def get_args_parser() -> argparse.ArgumentParser:
     size = options.integer(64, 4096)  # in a smaller image no symbol is legible
     p.add_argument("--size", type=size, default=192, help="side of the images in pixels")
     p.add_argument("--seed", type=options.seed, default=0, help="another seed, other images")
+    some, words = options.integer(1, len(CLASSES)), "the first of the classes alone"
+    p.add_argument("--classes", type=some, default=len(CLASSES), help=words)
+    words = "share of the images without any object"
+    p.add_argument("--negatives", type=options.number(0, 0.9), default=0.0, help=words)
     replace = "start again: replace the data set this tool made in --out, the whole directory"
     p.add_argument("--overwrite", action="store_true", help=replace)
     return p
 
 
 def main(args: argparse.Namespace) -> None:
-    settings = {name: getattr(args, name) for name in ("train", "val", "size", "seed")}
+    names = ("train", "val", "size", "seed", "classes", "negatives")
+    settings = {name: getattr(args, name) for name in names}
     settings["design"], out = DESIGN, args.out.resolve()
     if made_before(out, settings, args.overwrite):
         print(f"{args.out}: already made with these settings")

@@ -13,7 +13,7 @@ import functools
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,9 @@ class DataRoot:
     def image_labels(self, ids: Sequence[str]) -> dict[str, list[int]]:
         """Sorted class indices (1..C) in each image, from `labels.txt` or the VOC annotations.
 
-        Raises InputError for an image without labels, an unknown class, a damaged file.
+        An id alone, or an annotation without objects, is a picture with none of the classes. Raises
+        InputError for an image without a line or file, an unknown class, a damaged file, or where
+        no image has a class.
         """
         path = self.root / "labels.txt"
         index = {name: i for i, name in enumerate(self.classes, 1)}
@@ -130,13 +132,17 @@ class DataRoot:
         for image_id in ids:
             source = path if found is not None else self.root / "Annotations" / f"{image_id}.xml"
             names = found.get(image_id) if found is not None else read_annotation(source)
-            if not names:
-                raise InputError(f"{source}: no class for {image_id!r}; add its image-level labels")
+            if names is None:
+                what = f"no line for {image_id!r}{_other_spelling(image_id, found or {})}"
+                raise InputError(f"{source}: {what}; list its image-level labels, if any, after it")
             if unknown := sorted(set(names) - index.keys()):
                 first = ", ".join(self.classes[:6])
                 known = f"classes.txt lists the known (VOC's 20 without it): {first} ..."
-                raise InputError(f"{source}: unknown class {unknown[0][:80]!r}; {known}")
+                what = f"unknown class {unknown[0][:80]!r}{_other_spelling(unknown[0], index)}"
+                raise InputError(f"{source}: {what}; {known}")
             labels[image_id] = sorted({index[name] for name in names})
+        if not any(labels.values()):
+            raise InputError(f"{source}: no class for any image; add the image-level labels")
         return labels
 
     def digest(self, ids: Sequence[str], labels: dict[str, list[int]] | None = None) -> str:
@@ -155,6 +161,20 @@ class DataRoot:
         stats = (f"{p.name} {s.st_size} {s.st_mtime_ns}" for p in paths for s in [p.stat()])
         found = {"data": self.digest(ids, labels), "images": files.digest_text(stats)}
         return found | ({"contents": files.digest_files(paths)} if verify else {})
+
+
+def _other_spelling(name: str, known: Iterable[str]) -> str:
+    """A hint at how the names that are known spell `name`; empty without one."""
+    for other in known:
+        if other.casefold() == name.casefold():
+            return f" (it has {other!r}, in another case)"
+        if other.split(".")[0] == name or other == name.split(".")[0]:
+            return f" (it has {other!r}: with an extension here, without one there)"
+        if "," in other or "," in name:
+            return f" (is it a CSV file? it has {other[:40]!r}: separate by spaces or tabs)"
+        if " " in other and name in other.split():
+            return f" (it has {other!r}: where names hold spaces, separate by tabs)"
+    return ""
 
 
 def _read_labels_txt(path: Path) -> dict[str, list[str]]:
@@ -180,8 +200,11 @@ def read_annotation(path: Path) -> list[str]:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError):
         raise InputError(f"{path}: damaged XML; restore the annotation") from None
-    names = [element.findtext("name", "").strip() for element in root.iter("object")]
-    return [name for name in names if name]
+    objects = root.findall(".//{*}object")  # in any namespace
+    names = [element.findtext("{*}name", "").strip() for element in objects]
+    if "" in names:
+        raise InputError(f"{path}: an object without a name; add it, or remove the object")
+    return names
 
 
 def class_difference(theirs: Any, ours: Sequence[str]) -> str:
