@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 
 import evaluate
+import train_affinity
 from core.data.images import write_label
 from core.errors import InputError
-from core.run import artefacts, checkpoint
+from core.run import artefacts, checkpoint, record
 
 import pytest
 import torch
@@ -159,6 +160,29 @@ def test_a_checkpoint_on_the_way_belongs_to_its_run(inputs, tmp_path):
         with pytest.raises(InputError, match=r"last\.pt: not the last\.pt of this training"):
             stage.run(inputs, tmp_path)
         last.write_bytes(own)
+
+
+def test_a_run_goes_on_with_other_ways_of_the_same(inputs, tmp_path):
+    """More processes, --verify, the spelling of `auto`: no other run."""
+    args = train_affinity.get_args_parser().parse_args(
+        STAGES["affinity"].arguments(inputs, tmp_path, "--amp", "auto")
+    )
+    given = {"data": "a", "images": "b"}
+
+    def identity(inputs: dict[str, str], resolved: dict[str, object], **settings: object) -> str:
+        args.settings = args.settings | settings
+        run = record.Run("t", args, torch.device("cpu"), "model", ["x"], inputs, resolved)
+        with run:
+            return run.identity
+
+    first = identity(given, {"amp": "off", "bn_batch": 4})
+    assert (
+        identity(given | {"contents": "c", "images": "d"}, {"amp": "off", "bn_batch": 2}) == first
+    )
+    assert identity(given, {"amp": "bf16", "bn_batch": 4}) != first
+    assert identity(given | {"data": "x"}, {"amp": "off"}) != first
+    assert identity(given, {"amp": "off"}, amp="off") == first
+    assert identity(given, {"amp": "off"}, seed=7) != first
 
 
 def test_other_versions_are_noted(inputs, tmp_path, capsys, monkeypatch):

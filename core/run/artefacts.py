@@ -22,7 +22,10 @@ NOTED = ("torch", "cuda", "this project")  # versions whose change is worth a li
 def read_sums(folder: Path) -> dict[str, str]:
     """File name -> SHA-256 of the files that a run makes."""
     text = files.read_text(folder / SUMS, "make the directory again: its run is of an old version")
-    return {name: digest for digest, _, name in (s.partition("  ") for s in text.splitlines())}
+    sums = {name: digest for digest, _, name in (s.partition("  ") for s in text.splitlines())}
+    if any(Path(name).name != name for name in sums):
+        raise InputError(f"{folder / SUMS}: lists what is no file of this directory; make it again")
+    return sums
 
 
 def write_sums(folder: Path, sums: dict[str, str]) -> None:

@@ -1,7 +1,5 @@
 """What a run was told, where it ran and what it saw: `run.json`, `log.jsonl`, and the lock."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -121,7 +119,7 @@ class Run:
         """The run.json of this run."""
         return self.out / "run.json"
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> "Run":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,10 +129,12 @@ class Run:
     @property
     def identity(self) -> str:
         """Digest of all that decides what the run computes, for what it writes on the way."""
-        resolved, settings = self.record["resolved"], self.record["settings"]
-        decided = {k: v for k, v in settings.items() if v != self.defaults[k]} | resolved
-        rows = [*self.record["classes"], *(f"{k} {v}" for k, v in sorted(decided.items()))]
-        return files.digest_text([*rows, *self.record["inputs"].values()])
+        settings, inputs = self.record["settings"], self.record["inputs"]
+        decided = settings | _resolved(settings, self.record, set())
+        # Not the defaults, so that a new option changes nothing; images are compared by `_compare`.
+        rows = [f"{k} {v}" for k, v in sorted(decided.items()) if v != self.defaults[k]]
+        rows += [f"{k} {v}" for k, v in inputs.items() if k not in ("images", "contents")]
+        return files.digest_text([*self.record["classes"], "", *rows])
 
     def _open(self, overwrite: bool, redo: bool) -> int:
         """Compare with what is there; 1 if the run is complete already."""
