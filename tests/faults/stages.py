@@ -171,7 +171,9 @@ def session(leader: int) -> list[Process]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, parent, _, sid = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:4]
-            command = (folder / "cmdline").read_text().replace("\0", " ")
+            command = (
+                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            )
         except OSError:
             continue
         if int(sid) == leader and state != "Z":
