@@ -124,7 +124,7 @@ def test_stopped_at_a_random_moment(inputs, tmp_path, complete, name):
 
 FULL = {  # stage, disk sizes in KiB at which different writes fail, part of the messages
     "checkpoint": ("classification", (50 << 10, 140 << 10), ".pt"),
-    "log": ("segmentation", (4,), "log.jsonl"),
+    "log": ("segmentation", (8,), "log.jsonl"),
     "CAM": ("cam", (8, 40), ".npz"),
     "affinity label": ("affinity_labels", (16,), ".png"),
     "boundary network": ("affinity", (20 << 10,), ".pt"),
