@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from faults.helper import Helper
 from faults.stages import ROWS
+
+import pytest
+
+
+@pytest.fixture(scope="package")
+def helpers(tmp_path_factory) -> Iterator[list[Helper]]:
+    """Two helpers, for the stages that run side by side."""
+    both = [Helper(tmp_path_factory.mktemp("helper")) for _ in range(2)]
+    yield both
+    for helper in both:
+        helper.close()
 
 
 def pytest_terminal_summary(terminalreporter, config) -> None:

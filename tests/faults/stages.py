@@ -171,7 +171,7 @@ def session(leader: int) -> list[Process]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, parent, _, sid = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:4]
-            command = (folder / "cmdline").read_text().replace("\0", " ")
+            command = (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
         except OSError:
             continue
         if int(sid) == leader and state != "Z":
