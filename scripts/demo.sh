@@ -13,7 +13,7 @@ RUNS=runs/demo
 SEED=${SEED:-0}
 
 # Nothing to do if neither the code nor an option changed since the last complete run.
-state=$(cat scripts/demo.sh ./*.py core/*.py core/*/*.py tools/*.py tools/reporting/*.py | sha256sum | cut -c1-16)-$SEED
+state=$(cat scripts/demo.sh ./*.py core/*.py core/*/*.py tools/*.py tools/reporting/*.py tools/reporting/templates/* | sha256sum | cut -c1-16)-$SEED
 if [ "$(cat $RUNS/done 2>/dev/null)" = "$state" ]; then
   cat $RUNS/table.txt
   echo "nothing changed since the last run; $RUNS/overview.png and $RUNS/metrics.json are there"
