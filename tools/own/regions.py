@@ -101,8 +101,8 @@ def png(data: str, corner: Point, size: tuple[int, int]) -> np.ndarray:
         return place(np.array(image.convert("L")) > 0, round(corner[0]), round(corner[1]), size)
 
 
-def brush(data: list[int], shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Label Studio's brush: RGBA values in runs of bits, of which the alpha counts."""
+def unpack(data: list[int], most: int) -> np.ndarray:
+    """Numbers that Label Studio (its library rle-pack) wrote as runs of bits; at most `most`."""
     bits, at = "".join(f"{byte:08b}" for byte in bytes(data)), 0
 
     def take(count: int) -> int:
@@ -110,14 +110,21 @@ def brush(data: list[int], shape: tuple[int, int], size: tuple[int, int]) -> np.
         at += count
         return int(bits[at - count : at], 2)  # ValueError at the end of the bits
 
-    total = take(32)
-    if total != 4 * shape[0] * shape[1] or total > 4 * MAX_PIXELS:
+    if (total := take(32)) > most:
         raise ValueError("a brush of another number of pixels")
     word, sizes = take(5) + 1, [take(4) + 1 for _ in range(4)]
     values, i = np.zeros(total, np.uint32), 0
     while i < total:
         same = take(1)
-        end = i + 1 + take(sizes[take(2)])
-        values[i:end] = take(word) if same else [take(word) for _ in range(i, min(end, total))]
+        end = min(total, i + 1 + take(sizes[take(2)]))
+        values[i:end] = take(word) if same else [take(word) for _ in range(i, end)]
         i = end
+    return values
+
+
+def brush(data: list[int], shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Label Studio's brush: RGBA values, of which the alpha counts."""
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise ValueError("too large a brush")
+    values = unpack(data, 4 * shape[0] * shape[1])
     return place(values.reshape(*shape, 4)[..., 3] > 0, 0, 0, size)

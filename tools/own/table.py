@@ -80,7 +80,7 @@ class Table:
             named = others
         self.columns = [head[i] for i in others if i in bits and head[i] and not named]
         if not named and not self.columns:
-            names = ", ".join(filter(None, head))[:80]
+            names = ", ".join(head[i] for i in others if head[i])[:80]
             what = f"which of the columns {names} holds the classes? call it `label`"
             raise InputError(f"{self.path}: {what}")
         used = {*named} or {i for i in bits if head[i]}

@@ -18,14 +18,16 @@ from xml.etree import ElementTree
 from core import files
 from core.data.images import MAX_PIXELS
 from core.errors import InputError
-from tools import label_table, regions
-from tools.regions import Shape
+from tools.own import regions, table
+from tools.own.regions import Shape
 
 import numpy as np
 
 AGAIN = "export the labels again"
 FORMS = "labelme, COCO and Label Studio's JSON are known"
 MAX_BYTES = 1 << 30
+# What reading an entry of another form than it should have raises.
+NOT_SO = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 
 
 class Entry(NamedTuple):
@@ -70,24 +72,17 @@ def read(paths: Iterable[Path], known: Callable[[str], bool], separator: str = "
     labels = Labels()
     for path in paths:
         try:
-            if path.suffix.lower() in label_table.ENDINGS:
-                table = label_table.Table(path, known, separator)
+            if path.suffix.lower() in table.ENDINGS:
+                found = table.Table(path, known, separator)
                 entries = (Entry((file,), None, [*map(Shape, names)])
-                           for file, names in table.classes.items())  # fmt: skip
-                labels.add(path, entries, table.columns)
-                labels.notes += table.notes
+                           for file, names in found.classes.items())  # fmt: skip
+                labels.add(path, entries, found.columns)
+                labels.notes += found.notes
             elif path.suffix.lower() == ".xml":
                 labels.add(path, *_xml(path))
             else:
                 labels.add(path, *_json(path))
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-            OverflowError,
-        ) as error:
+        except NOT_SO as error:
             what = f"an entry is not as it should be ({type(error).__name__}: {error})"
             raise InputError(f"{path}: {what[:200]}; {AGAIN}") from None
     return labels
