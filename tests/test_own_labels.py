@@ -1,0 +1,160 @@
+"""tools/own: labels in every form to those of a data root; wrong forms end in one line."""
+
+from pathlib import Path
+
+from core.errors import InputError
+from tools.own import pictures, regions
+
+import numpy as np
+import pytest
+from own_forms import (
+    CAT_DOG,
+    INSIDE,
+    SIZE,
+    SQUARE,
+    TABLES,
+    coco,
+    cvat,
+    four_pictures,
+    label_studio,
+    labelme,
+    labels_of,
+    make,
+    mask_of,
+    write,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return four_pictures(tmp_path / "pictures")
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_tables(folder: Path, tmp_path: Path, form: str) -> None:
+    data = make(folder, "--labels", write(tmp_path / "labels.csv", TABLES[form]))
+    assert data.classes == ["cat", "dog"]
+    assert labels_of(data) == CAT_DOG
+
+
+def test_names_of_two_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    table = write(tmp_path / "labels.csv", "a.jpg,red panda\nb.jpg,snow fox\n")
+    assert labels_of(make(folder, "--labels", table)) == {"a": {"red panda"}, "b": {"snow fox"}}
+    printed = capsys.readouterr().out
+    assert "spaces belong to names" in printed and "left out: 2 as c.png: no labels" in printed
+    data = make(folder, "--labels", table, "--separator", "space", "--overwrite")
+    assert labels_of(data)["a"] == {"red", "panda"}
+
+
+@pytest.mark.parametrize("form", [labelme, cvat, label_studio, coco], ids=lambda f: f.__name__)
+def test_exports(folder: Path, form) -> None:
+    labels = form(folder)
+    data = make(folder, "--labels", labels)
+    assert data.classes == ["cat", "dog"]
+    assert labels_of(data) == CAT_DOG
+    assert not (data.root / "SegmentationClass").exists()
+
+    data = make(folder, "--labels", labels, "--with-masks", "--overwrite")
+    cat, dog = (np.zeros(SIZE, int) for _ in range(2))
+    cat[INSIDE], dog[INSIDE] = 1, 2
+    assert np.array_equal(mask_of(data, "a"), cat)
+    assert np.array_equal(mask_of(data, "c"), dog)
+    assert not mask_of(data, "sub_d").any()
+    assert not data.mask_path("b").exists()  # of the dog there is but a box
+
+
+def test_voc_annotations(folder: Path) -> None:
+    xml = "<annotation><filename>{}</filename>{}</annotation>"
+    thing = "<object><name>{}</name></object>"
+    for name, some in (("a.jpg", ["cat"]), ("b.jpg", ["dog", "cat"]), ("c.png", ["dog"])):
+        text = xml.format(name, "".join(map(thing.format, some)))
+        write(folder.parent / "xml" / f"{name[0]}.xml", text)
+    data = make(folder, "--labels", folder.parent / "xml", "--rest-negative")
+    assert labels_of(data) == CAT_DOG
+
+
+def test_later_shapes_lie_over_earlier_ones_and_boxes_are_unknown(folder: Path) -> None:
+    inner = [[6, 6], [9, 6], [9, 9], [6, 9]]
+    labels = [("cat", SQUARE, "polygon"), ("dog", inner, "polygon"),
+              ("dog", [[20, 2], [29, 9]], "rectangle"), ("ignore", [[0, 20], [3, 20], [3, 23],
+              [0, 23]], "polygon"), ("cat", [[25, 18], [25, 20]], "circle")]  # fmt: skip
+    shapes = [{"label": n, "points": p, "shape_type": kind} for n, p, kind in labels]
+    write(folder / "a.json", {"imagePath": "a.jpg", "shapes": shapes})
+    data = make(folder, "--labels", folder / "a.json", "--with-masks")
+    expected = np.zeros(SIZE, int)
+    expected[2:10, 20:30] = expected[20:24, 0:4] = 255
+    expected[INSIDE], expected[6:10, 6:10] = 1, 2
+    mask = mask_of(data, "a").astype(int)
+    assert 9 <= (mask[15:22, 22:29] == 1).sum() <= 25  # a disc of radius 2
+    mask[15:22, 22:29] = 0
+    assert np.array_equal(mask, expected)
+
+
+def test_names_of_pictures(tmp_path: Path) -> None:
+    some = [pictures.Picture(tmp_path / n, n) for n in ("a/1.jpg", "b/1.jpg", "2.jpg", "c.v1.png")]
+    index = pictures.Index(some)
+    for name, meant in {"a/1.jpg": 0, "a/1": 0, "x/b/1.png": 1, "2": 2, "x/y/2.JPG": 2, "c.v1": 3,
+                        r"D:\x\a\1.jpg": 0, "./2.jpg": 2, "x/1.jpg": None, "3": None,
+                        "c": None, "": None}.items():  # fmt: skip
+        wanted = None if meant is None else some[meant]
+        assert index.find([name], tmp_path) == wanted, name
+    with pytest.raises(InputError, match=r"'1.jpg' may be a/1.jpg or b/1.jpg; write the folders"):
+        index.find(["1.jpg"], tmp_path)
+
+
+def test_a_brush_as_label_studio_packs_it() -> None:
+    packed = [0, 0, 0, 18, 57, 27, 252, 96, 32, 1, 0, 6, 0, 40, 0, 192, 3, 128, 17, 56, 32]
+    values = [1, 1, 1, 1, 2, 3, 5, 6, 7, 8, 4, 4, 4, 4, 4, 4, 4, 4]  # a vector of its own tests
+    assert regions.unpack(packed, 18).tolist() == values
+    for damaged in (packed[:9], [255] * 21, []):
+        with pytest.raises(ValueError):
+            regions.unpack(damaged, 18)
+
+
+COCO_WITHOUT = """
+{"images": [], "annotations": [{"category_id": 3}], "categories": [{"id": 1, "name": "cat"}]}
+"""
+WRONG = {
+    "x.csv": {
+        "file,label\nq.jpg,cat\n": "no cell names a picture; its first row is 'file | label'",
+        "a.jpg,1,0\nb.jpg,0,1\n": "columns of 0 and 1 without a header; name the classes",
+        "file,label\na.jpg,1\nb.jpg,0\n": "0 and 1 alone: call the column after the class",
+        "file,w,h\na.jpg,3,4\nb.jpg,5,6\n": "which of the columns w, h holds the classes",
+        "a.jpg,none\nb.jpg,\n": "no picture with a class",
+        "a.jpg,cat/dog\n": "class 'cat/dog' cannot be part of a file name",
+        "a.jpg,cat\na,dog\n": "'a.jpg' and 'a' both seem to be a.jpg",
+        "": "its first row is 'nothing'",
+    },
+    "x.json": {
+        "{": "damaged or not JSON",
+        "[]": "no known form",
+        "[" * 100_000: "damaged or not JSON",
+        '{"_via_img_metadata": {"a": {"regions": []}}}': "of VIA",
+        '[{"image": "a.jpg", "annotator": 1}]': "JSON-MIN",
+        '{"images": []}': "without annotations and categories",
+        '{"shapes": [{}], "imagePath": "a.jpg"}': "an entry is not as it should be",
+        '{"shapes": [{"label": "x", "points": [[0, NaN]]}], "imagePath": "a.jpg"}': "no number",
+        COCO_WITHOUT: "category 3 is not among",
+        '{"shapes": [], "imagePath": "z.jpg"}': "other pictures",
+        '[{"data": {"image": "a.jpg"}, "annotations": []}]': "nothing is annotated yet",
+    },
+    "x.xml": {
+        "<annotations><track/></annotations>": "CVAT for video",
+        "<html/>": "<html>",
+        "<annotations>": "damaged XML",
+        "<!DOCTYPE x []><annotations/>": "DTD is refused",
+        "<annotations><image name='a.jpg'/></annotations>": "KeyError: 'height'",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"), [(n, t, w) for n, some in WRONG.items() for t, w in some.items()],
+    ids=lambda each: each[:30],
+)  # fmt: skip
+def test_wrong_labels(folder: Path, tmp_path: Path, name: str, text: str, words: str) -> None:
+    path = write(tmp_path / name, text)
+    with pytest.raises(InputError) as error:
+        make(folder, "--labels", path)
+    assert words in str(error.value) and str(error.value).startswith(str(path))
+    assert not (tmp_path / "my").exists()

@@ -1,0 +1,210 @@
+"""Somebody's pictures: finding them below folders, naming them, telling which one a label means."""
+
+import hashlib
+import os
+import re
+import shutil
+import unicodedata
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from core import files
+from core.data import images
+from core.errors import InputError
+
+import numpy as np
+from PIL import Image, ImageOps
+
+CONVERTED = (".webp", ".bmp", ".tif", ".tiff")
+REFUSED = (".heic", ".heif", ".avif")
+TO_CONVERT = "HEIC or AVIF; convert a copy first, as with `heif-convert x.heic x.jpg` of libheif"
+ENDINGS = (*images.ENDINGS, *CONVERTED, *REFUSED)
+
+
+class Picture(NamedTuple):
+    """A file, and its path below the folder that was given, with slashes."""
+
+    path: Path
+    name: str
+
+    @property
+    def stem(self) -> str:
+        """The name without its ending."""
+        return self.name[: -len(self.path.suffix)]
+
+
+class Probe(NamedTuple):
+    """What a look at a picture gave; size: (H, W) upright; turned: EXIF says to turn it."""
+
+    size: tuple[int, int]
+    turned: bool
+    convert: bool
+    pages: int = 1
+
+
+def find(sources: Iterable[Path], but: Sequence[Path]) -> list[Picture]:
+    """The pictures below `sources`, sorted by name; none in hidden folders or `but`."""
+    found, seen = [], {path.resolve() for path in but}
+    for source in sources:
+        if source.is_file():
+            found.append(Picture(source, source.name))
+        elif not source.is_dir():
+            raise InputError(f"{source}: no such folder or picture")
+        for folder, inside, names in os.walk(source, followlinks=True):
+            here = Path(folder)
+            if (real := here.resolve()) in seen:  # a link may lead in circles
+                inside.clear()
+                continue
+            seen.add(real)
+            inside[:] = [name for name in inside if not name.startswith((".", "__MACOSX"))]
+            for path in (here / name for name in names if not name.startswith(".")):
+                if path.suffix.lower() in ENDINGS:
+                    found.append(Picture(path, path.relative_to(source).as_posix()))
+    return sorted(found, key=lambda picture: (picture.name, picture.path))
+
+
+def ids_of(pictures: Iterable[Picture]) -> dict[Picture, str]:
+    """An id for each: its name below the folder, without what a list or file name cannot hold."""
+    ids: dict[Picture, str] = {}
+    taken = set()
+    for picture in pictures:
+        stem = unicodedata.normalize("NFC", picture.stem)
+        safe = re.sub(r"[^\w.+=@()-]+", "_", stem).lstrip(".") or "picture"
+        if len(safe.encode()) > 150:
+            digest = hashlib.sha256(os.fsencode(picture.name)).hexdigest()[:8]
+            safe = safe.encode()[-120:].decode("utf-8", "ignore").lstrip(".") + "_" + digest
+        number, image_id = 1, safe
+        while image_id.casefold() in taken:  # some file systems take A and a for one
+            number += 1
+            image_id = f"{safe}_{number}"
+        taken.add(image_id.casefold())
+        ids[picture] = image_id
+    return ids
+
+
+class Index:
+    """Finds a picture by what a label file calls it: with folders or an ending, or without.
+
+    Where both have folders, one path must end in the other: of `a/1.jpg`, `b/1.jpg` is no name.
+    """
+
+    def __init__(self, pictures: Iterable[Picture]):
+        # As it is written first, then in any case; whole names before their ends.
+        self.maps: list[tuple] = []
+        for spelled in (_same, _any_case):
+            whole, tails = defaultdict(set), defaultdict(set)
+            for picture in pictures:
+                for text in (picture.name, picture.stem):
+                    whole[spelled(text)].add(picture)
+                    parts = spelled(text).split("/")
+                    for i in range(1, len(parts)):
+                        tails["/".join(parts[i:])].add(picture)
+            self.maps.append((spelled, whole, tails))
+
+    def candidates(self, name: str) -> set[Picture]:
+        """The pictures that `name` may mean."""
+        name = re.sub(r"^(\./|[A-Za-z]:)?/*", "", name.replace("\\", "/"))
+        stem = re.sub(r"\.\w{2,4}$", "", name) if name.lower().endswith(ENDINGS) else name
+        for spelled, whole, tails in self.maps:
+            for text in (spelled(name), spelled(stem)):
+                parts = text.split("/")
+                for i in range(len(parts)):
+                    if found := whole.get("/".join(parts[i:])):
+                        return found
+                if found := tails.get(text):
+                    return found
+        return set()
+
+    def knows(self, name: str) -> bool:
+        """Whether `name` means a picture."""
+        return bool(name) and bool(self.candidates(name))
+
+    def find(self, names: Iterable[str], source: Path) -> Picture | None:
+        """The picture of the first name that means one; InputError where it means several."""
+        for name in filter(None, names):
+            found = sorted(self.candidates(name))
+            if len(found) > 1:
+                which = f"{name!r} may be {found[0].name} or {found[1].name}"
+                raise InputError(f"{source}: {which}; write the folders and the ending as well")
+            if found:
+                return found[0]
+        return None
+
+
+def _same(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _any_case(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def probe(picture: Picture) -> Probe:
+    """Decode a picture; InputError for one that is damaged or of a form that is not taken."""
+    with _opened(picture.path) as image:
+        form, pages = image.format, getattr(image, "n_frames", 1)
+        orientation = _orientation(image)
+    if form in ("JPEG", "MPO", "PNG") and picture.path.suffix.lower() in images.ENDINGS:
+        height, width = images.read_image(picture.path).shape[1:]
+        return Probe((height, width), orientation > 1, convert=False)
+    upright = _decoded(picture.path)
+    return Probe((upright.height, upright.width), orientation > 1, convert=True, pages=pages)
+
+
+def write(picture: Picture, what: Probe, upright: bool, stem: Path) -> None:
+    """Copy or convert a picture to `stem` and an ending; upright: turn it as its EXIF says."""
+    png = stem.with_name(stem.name + ".png")
+    if what.convert:
+        image = _decoded(picture.path)
+        with files.atomic_path(png) as temporary:
+            image.save(temporary, format="PNG")
+    elif upright and what.turned:
+        images.write_png(png, images.as_array(images.read_image(picture.path)))
+    else:
+        path = stem.with_name(stem.name + picture.path.suffix.lower())
+        with files.naming(path):
+            shutil.copyfile(picture.path, path)
+
+
+def _opened(path: Path) -> Image.Image:
+    """Open an image of any form taken here, by what it holds: names may say another."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if head[4:8] == b"ftyp" or path.suffix.lower() in REFUSED:
+        raise InputError(f"{path}: {TO_CONVERT}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "TIFF"))
+    except Exception:  # what PIL raises for damaged files depends on the form
+        raise InputError(f"{path}: not a readable picture; replace the file") from None
+    if image.width * image.height > images.MAX_PIXELS:
+        image.close()
+        raise InputError(f"{path}: more than {images.MAX_PIXELS} pixels; resize the image")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(images.ORIENTATION, 1))
+    except Exception:  # damaged EXIF data; the loaders ignore it as well
+        return 1
+
+
+def _decoded(path: Path) -> Image.Image:
+    """The first page of a picture, upright, in RGB, or grey of 16 bits."""
+    with _opened(path) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if image.mode in ("I", "F"):
+            raise InputError(f"{path}: 32 bits a pixel; save it with 8 or 16")
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+            if image.mode.startswith("I;16"):
+                return Image.fromarray(np.asarray(upright).astype(np.uint16))
+            return upright.convert("RGB")
+        except Exception:
+            raise InputError(f"{path}: truncated or damaged; replace the file") from None

@@ -1,0 +1,124 @@
+"""Image-level labels in a table: CSV, TSV or text, of any of the shapes that people keep them in.
+
+`file,label`, several labels in a cell, several rows or columns for a file, or a column of 0 and 1
+for each class; separated by commas, semicolons, tabs or spaces; with a header or without.
+"""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from core import files
+from core.errors import InputError
+
+ENDINGS = (".csv", ".tsv", ".txt")
+# The column that holds names of classes, by its header.
+LABEL_HEADS = {"label", "labels", "class", "classes", "class_name", "tag", "tags", "category"}
+BITS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+BITS_NAMED = "0 and 1 alone: call the column after the class that 1 stands for"
+PICTURES = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|hei[cf])$", re.IGNORECASE)
+Rows = list[list[str]]
+
+
+class Table:
+    """A table read: classes of each file (in the order of the rows), notes for the user.
+
+    Columns: names of the classes of a table with a column for each, in its order.
+    """
+
+    def __init__(self, path: Path, known: Callable[[str], bool], separator: str):
+        """Known: whether a cell names a picture. Separator: "auto", or what parts labels."""
+        self.path, self.separator = path, separator
+        self.classes: dict[str, list[str]] = {}
+        self.columns: list[str] = []
+        self.notes: list[str] = []
+        rows = self._rows(known)
+        hits = Counter(i for row in rows for i, cell in enumerate(row) if known(cell))
+        if not hits:
+            first = " | ".join(rows[0])[:80] if rows else "nothing"
+            what = f"no cell names a picture; its first row is {first!r}"
+            raise InputError(f"{path}: {what}: are these labels of other pictures?")
+        self.file = max(sorted(hits), key=lambda i: hits[i])
+        first = rows[0][self.file] if self.file < len(rows[0]) else ""
+        head = None if known(first) or PICTURES.search(first) else rows.pop(0)
+        width = max(len(row) for row in rows)
+        self.rows = [row + [""] * (width - len(row)) for row in rows]
+        self._read(head + [""] * (width - len(head)) if head else [])
+
+    def _rows(self, known: Callable[[str], bool]) -> Rows:
+        """The cells, parted by what makes most rows name a picture."""
+        text = files.read_text(self.path, "save the table as UTF-8 text", max_bytes=1 << 30)
+        lines = [line for line in text.splitlines() if line.strip()]
+        found: list[Rows] = [[line.split() for line in lines]]  # the last resort
+        try:
+            for mark in (";", ",", "\t"):
+                rows = csv.reader(lines, delimiter=mark)
+                found.append([[cell.strip() for cell in row] for row in rows])
+        except csv.Error as error:
+            raise InputError(f"{self.path}: not a table ({error}); save it as CSV again") from None
+        # Of equals the one that finds more columns, as where a row may hold a file's name alone.
+        sizes = [(sum(any(map(known, row)) for row in rows), sum(map(len, rows))) for rows in found]
+        return found[max(range(len(found)), key=lambda i: (sizes[i], i))]
+
+    def _column(self, i: int) -> list[str]:
+        return [row[i] for row in self.rows]
+
+    def _read(self, head: list[str]) -> None:
+        others = [i for i in range(len(self.rows[0])) if i != self.file]
+        bits = {i for i in others if {cell.casefold() for cell in self._column(i)} <= BITS.keys()}
+        if not head:
+            if others and bits == set(others) and any(map(any, map(self._column, others))):
+                what = "columns of 0 and 1 without a header"
+                raise InputError(f"{self.path}: {what}; name the classes in its first row")
+            return self._read_names(others)
+        named = [i for i in others if head[i].casefold() in LABEL_HEADS]
+        if named:
+            named += [i for i in others if i > named[-1] and not head[i]]  # more than one to a row
+        elif len(others) == 1 and not bits:
+            named = others
+        self.columns = [head[i] for i in others if i in bits and head[i] and not named]
+        if not named and not self.columns:
+            names = ", ".join(head[i] for i in others if head[i])[:80]
+            what = f"which of the columns {names} holds the classes? call it `label`"
+            raise InputError(f"{self.path}: {what}")
+        used = {*named} or {i for i in bits if head[i]}
+        if unused := [head[i] for i in others if i not in used and head[i]]:
+            self.notes.append(f"{self.path}: columns left out: {', '.join(unused)}"[:200])
+        if named:
+            return self._read_names(named)
+        for row in self.rows:
+            marked = [head[i] for i in sorted(used) if BITS[row[i].casefold()]]
+            self.classes.setdefault(row[self.file], []).extend(marked)
+
+    def _read_names(self, columns: list[int]) -> None:
+        cells = {row[i] for row in self.rows for i in columns}
+        if cells - {""} and {cell.casefold() for cell in cells} <= BITS.keys():
+            raise InputError(f"{self.path}: labels of {BITS_NAMED}")
+        part = self._parting(cells)
+        for row in self.rows:
+            if not row[self.file]:
+                continue
+            names = [name for i in columns for name in part(row[i])]
+            self.classes.setdefault(row[self.file], []).extend(names)
+
+    def _parting(self, cells: set[str]) -> Callable[[str], list[str]]:
+        """A function that parts a cell into labels."""
+        marks = self.separator
+        if marks == "auto":
+            lists = [cell for cell in cells if cell.startswith("[") and cell.endswith("]")]
+            marks = "".join(mark for mark in ";|," if any(mark in cell for cell in cells))
+            marks += "[]'\"" if lists else ""  # as Python prints a list
+            if not marks and any(" " in cell for cell in cells):
+                # Few words in many ways are labels side by side, others are names of two words.
+                words = {word for cell in cells for word in cell.split()}
+                marks = " " if len(words) <= len(cells - {""}) else ""
+                how = "part labels" if marks else "belong to names"
+                first = min(cell for cell in cells if " " in cell)
+                self.notes.append(f"spaces {how}, as in {first!r}; --separator says otherwise")
+        marks = {"none": "", "space": " ", "tab": "\t"}.get(marks, marks)
+        if not marks:
+            return lambda cell: [cell] if cell else []
+        pattern = re.compile("[" + "".join(map(re.escape, marks)) + "]")
+        return lambda cell: [name for each in pattern.split(cell) if (name := each.strip())]
