@@ -66,10 +66,10 @@ def read_text(path: Path, remedy: str, max_bytes: int = 64 << 20) -> str:
         raise InputError(f"{path}: not UTF-8 text; {remedy}") from None
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
+def read_json(path: Path, remedy: str, max_bytes: int = 64 << 20) -> dict[str, Any]:
     """Read a JSON object; InputError where it is missing, damaged or something else."""
     try:
-        value = json.loads(read_text(path, remedy))
+        value = json.loads(read_text(path, remedy, max_bytes))
     except (ValueError, RecursionError):  # ValueError also for numbers of many digits
         raise InputError(f"{path}: damaged or not JSON; {remedy}") from None
     if not isinstance(value, dict):
