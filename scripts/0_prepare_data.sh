@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Check VOC 2012, convert SBD's masks, write the train_aug list.
-# Machine: any. Time: 5 minutes. Prints a table of what every split has and what is missing.
-# Before: unpack VOCtrainval_11-May-2012.tar and, if wanted, SBD's benchmark.tgz (data/README.md).
+# Find or download VOC 2012, check it, convert SBD's masks, write the train_aug list.
+# Machine: any. Time: 5 minutes, and the download. Prints a table of what every split has and what is
+# missing. Before: nothing with --download (2 GB; with --sbd 1.4 GB more), else unpack VOC's tar and, if
+# wanted, SBD's (data/README.md).
+#   bash scripts/0_prepare_data.sh --download [--sbd] [--mirror URL] [--aug ZIP_OR_FOLDER]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
-SBD=${SBD:-benchmark_RELEASE/dataset}
+SBD=${SBD:-benchmark_RELEASE/dataset}  # optional: pixel labels, for a supervised comparison
 
-options=()
-[ -d "$SBD" ] && options+=(--sbd "$SBD")  # optional: pixel labels, for a supervised comparison
-python tools/prepare_voc.py \
+python tools/fetch_voc.py \
   --voc "$DATA" \
-  "${options[@]}"
+  --sbd-folder "$SBD" \
+  "$@"

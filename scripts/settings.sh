@@ -31,6 +31,7 @@ score() {
   local list=$1 first
   shift
   first=$(head -n 1 "$DATA/ImageSets/Segmentation/$list.txt" 2>/dev/null || true)
+  first=$(sed -E 's|^([^ ]*/)?JPEGImages/([^ ]+)\.[A-Za-z]+( .*)?$|\2|' <<<"$first")  # DeepLab's lists
   [ -e "$DATA/SegmentationClass/$first.png" ] || return 0
   python evaluate.py --data "$DATA" --split "$list" "$@"
 }

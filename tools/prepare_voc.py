@@ -212,15 +212,21 @@ def get_args_parser() -> argparse.ArgumentParser:
     return p
 
 
-def main() -> None:
-    args = get_args_parser().parse_args()
+def check_sbd(sbd: Path) -> None:
+    """Raise InputError where SBD's masks are not there or cannot be read."""
+    if not (sbd / "cls").is_dir():
+        raise InputError(f"{sbd / 'cls'}: no such directory; leave out --sbd, or unpack SBD")
+    if importlib.util.find_spec("scipy") is None:
+        raise InputError("--sbd: reading SBD's .mat files needs SciPy: pip install scipy")
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser().parse_args(argv)
     if args.json is not None:
         files.check_own(args.json, "splits")
     data = DataRoot(args.voc)
-    if args.sbd is not None and not (args.sbd / "cls").is_dir():
-        raise InputError(f"{args.sbd / 'cls'}: no such directory; leave out --sbd, or unpack SBD")
-    if args.sbd is not None and importlib.util.find_spec("scipy") is None:
-        raise InputError("--sbd: reading SBD's .mat files needs SciPy: pip install scipy")
+    if args.sbd is not None:
+        check_sbd(args.sbd)
     try:
         rows, problems = prepare(data, args.sbd, args.jobs)
     except OSError as error:

@@ -32,6 +32,8 @@ VOC_CLASSES = (  # noqa: SIM905 - reads better than twenty quoted words
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
     "person pottedplant sheep sofa train tvmonitor"
 ).split()
+# A line of DeepLab's lists: `/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png`.
+PAIR = re.compile(r"(?:\S*/)?JPEGImages/(\S+?)\.(?:jpe?g|png)(?:\s|$)", re.IGNORECASE)
 
 
 def check_name(name: str, path: Path, what: str) -> str:
@@ -72,12 +74,13 @@ class DataRoot:
         return len(self.classes) + 1
 
     def ids(self, split: str) -> list[str]:
-        """The ids of a split, in the order of its list.
+        """The ids of a split, in the order of its list, which may be one of DeepLab's.
 
         Raises InputError for a list that is missing or empty, an id twice or unfit as a file name.
         """
         path = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        ids = _lines(path, "tools/prepare_voc.py writes VOC's lists; see data/README.md")
+        lines = _lines(path, "tools/prepare_voc.py writes VOC's lists; see data/README.md")
+        ids = [pair[1] if (pair := PAIR.match(line)) else line for line in lines]
         if not ids:
             raise InputError(f"{path}: the split is empty; list one image id a line")
         if twice := [i for i, n in Counter(ids).items() if n > 1]:
