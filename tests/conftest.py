@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+# One thread, also in the stages that tests start: rounding depends on their number.
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # A shell starts background jobs deaf to Ctrl-C, and what they start inherits it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

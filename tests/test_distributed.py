@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -23,7 +22,6 @@ def launch(script: str, *arguments: object) -> None:
     command = [sys.executable, "-m", "core.run.launch", "--processes", "2", str(REPO / script)]
     result = subprocess.run(
         [*command, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=REPO,
         capture_output=True,
         text=True,

@@ -21,7 +21,7 @@ from test_edges import scoring
 
 
 def start(script: str, *arguments: object, **popen: object) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | popen.pop("env", {})
+    environment = os.environ | popen.pop("env", {})
     defaults = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
     command = [sys.executable, str(REPO / script), *map(str, arguments)]
     return subprocess.Popen(command, text=True, env=environment, **defaults | popen)
@@ -76,8 +76,31 @@ def test_a_signal_to_the_whole_job(inputs, tmp_path, name):
     time.sleep(0.5)
     os.killpg(process.pid, getattr(signal, name))
     stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + getattr(signal, name)
     assert said(stderr) == [f"stopped by {name}; {AGAIN}"]
+    assert process.returncode == 128 + getattr(signal, name)
+
+
+LOST = """
+import os, signal
+from core.run.main import run_main
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{})
+def main():
+    Held()
+    raise RuntimeError("DataLoader worker (pid 1) is killed by signal")
+run_main(main)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_inside_a_destructor(name):
+    """Python drops what a handler raises there; the end is the signal's all the same."""
+    command = [sys.executable, "-c", LOST.format(name)]
+    end = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert end.returncode == 128 + getattr(signal, name)
+    words = "interrupted" if name == "SIGINT" else f"stopped by {name}"
+    assert end.stderr.splitlines()[-1] == f"{words}; start it again"
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])

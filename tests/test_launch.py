@@ -243,8 +243,7 @@ def train(data_root: Path, out: Path, epochs: int) -> subprocess.Popen:
     """A training of two processes that saves at every step."""
     options = ["--data", data_root, "--split", "train", "--out", out, *SMALL,
                "--epochs", epochs, "--save-every", 1]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return start("--processes", 2, "train_classification.py", *options, env=environment)
+    return start("--processes", 2, "train_classification.py", *options)
 
 
 def killed(rank: int, data_root: Path, out: Path, epochs: int) -> None:

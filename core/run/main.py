@@ -50,6 +50,7 @@ REMEDIES = {
 
 ParserMaker = Callable[[], argparse.ArgumentParser] | None  # a script's `get_args_parser`
 resumes = False  # whether the script goes on where it was; the run that it opens says so
+signalled = 0  # the signal that is to end this process, if one came
 
 
 def again() -> str:
@@ -69,8 +70,8 @@ def run_main(main: Callable[[], None], parser: ParserMaker = None) -> None:
     signals `STOPS`. A process group is left on the way out, also where a stage returned early. Of
     the options of `parser` those that save memory are advised.
     """
-    global resumes
-    resumes, interrupts = False, itertools.count(1)
+    global resumes, signalled
+    resumes, signalled, interrupts = False, 0, itertools.count(1)
     signal.signal(signal.SIGINT, lambda *_: _interrupt(next(interrupts)))
     for signum in STOPS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
@@ -125,12 +126,16 @@ class _Stopped(SystemExit):
 
 
 def _stop(signum: int, _: object) -> None:
+    global signalled
+    signalled = signum
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a DataLoader's, for processes that die as well
     raise _Stopped(128 + signum)
 
 
 def _interrupt(count: int) -> None:
     """Ctrl-C: the first one unwinds, which the next must not break off halfway."""
+    global signalled
+    signalled = signal.SIGINT
     if count == 1:
         raise KeyboardInterrupt
     if count >= PATIENCE:
@@ -147,10 +152,10 @@ def _run(main: Callable[[], None], parser: ParserMaker) -> None:
             elif isinstance(error, BrokenProcessPool) or LOST_LOADER.search(str(error)):
                 time.sleep(1)  # a signal to all processes of the job comes to this one as well
             raise
-    except (KeyboardInterrupt, _Stopped) as error:
-        status = getattr(error, "code", 128 + signal.SIGINT)
-        end(f"{stopped_by(status - 128)}; {again()}", status)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt, _Stopped) as error:
+        # Raised inside a destructor, what a signal raises is lost; what dies next is its doing.
+        if signalled:
+            end(f"{stopped_by(signalled)}; {again()}", 128 + signalled)
         usage = parser().format_usage() if parser else ""
         words = explain(error, set(re.findall(r"--[\w-]+", usage)))
         if words is None:

@@ -34,7 +34,7 @@ class Helper:
     def __init__(self, folder: Path):
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, str(POWER_CUT)], env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [sys.executable, str(POWER_CUT)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
 

@@ -48,7 +48,7 @@ class Stage:
     def start(self, inputs: Path, out: Path, *more: object, **popen: object) -> subprocess.Popen:
         """Start it as a process, the leader of a session of its own; stderr goes to a pipe."""
         command = [sys.executable, str(REPO / f"{self.script}.py")]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | popen.pop("env", {})
+        environment = os.environ | popen.pop("env", {})
         return subprocess.Popen(
             command + self.arguments(inputs, out, *more), env=environment, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **popen,
@@ -189,8 +189,9 @@ def loaders(leader: int) -> list[int]:
 def pool_workers(leader: int) -> list[int]:
     """The CRF processes of a stage: children of its fork server, which is its child."""
     processes = session(leader)
-    servers = {p.pid for p in processes if p.parent == leader}
-    return [p.pid for p in processes if p.parent in servers]
+    servers = {p.pid: p.command for p in processes if p.parent == leader}
+    # Its imports start processes too (ldconfig, uname), of other commands.
+    return [p.pid for p in processes if servers.get(p.parent) == p.command]
 
 
 def wait_gone(leader: int, limit: float = 20) -> list[str]:

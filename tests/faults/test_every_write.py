@@ -213,7 +213,7 @@ def test_launched_ranks_killed_at_some_writes(cases, tmp_path, name):
         cut = json.dumps({"at": at, "below": str(folder), "log": str(log)})
         process = subprocess.Popen(
             [*launch, str(POWER_CUT), one.stage.script, *options], cwd=REPO, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "POWER_CUT": cut}, start_new_session=True,
+            env=os.environ | {"POWER_CUT": cut}, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         _, stderr = process.communicate(timeout=LIMIT)
