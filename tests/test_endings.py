@@ -68,7 +68,7 @@ def test_a_class_that_the_terminal_cannot_write(tmp_path, data_root):
 def test_a_signal_to_the_whole_job(inputs, tmp_path, name):
     """Also where the loaders die first: the status and the words are of the signal."""
     stage = STAGES["cam"]
-    arguments = stage.arguments(inputs, tmp_path, "--workers", 2, "--scales", *[2] * 30)
+    arguments = stage.arguments(inputs, tmp_path, "--workers", 2, "--scales", *[4] * 30)
     process = start("make_cam.py", *arguments)
     until = time.monotonic() + 60
     while not (tmp_path / "cam/run.json").exists() and time.monotonic() < until:
