@@ -92,18 +92,19 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a directory of scores or label maps; the JSON's content without its `run`."""
     if args.scores is not None:
-        thresholds = sorted(set(args.thresholds))
+        thresholds = sorted(set(args.thresholds)) if data.background else [-1.0]
         sweep = ThresholdSweep(data.n_labels, thresholds)
         score = functools.partial(scoring.scores, data, folder, args.masks, thresholds)
         for part in over_images(score, ids, args.jobs):
             sweep.merge(part)
         sweep.histogram = reduced(sweep.histogram, device)
-        rows = [scoring.figures(matrix, data.classes) for matrix in sweep.confusions()]
+        rows = [scoring.figures(matrix, data) for matrix in sweep.confusions()]
         best = int(np.argmax([row["miou"] for row in rows]))
-        figures = rows[best] | {"threshold": thresholds[best]}
+        figures = rows[best] | {"threshold": thresholds[best] if data.background else None}
         figures["sweep"] = [
             {"threshold": t, "miou": r["miou"], "fp": r["fp"], "fn": r["fn"]}
             for t, r in zip(thresholds, rows, strict=True)
+            if data.background
         ]
     else:
         total = ConfusionMatrix(data.n_labels)
@@ -111,7 +112,7 @@ def evaluate(
         for part in over_images(score, ids, args.jobs):
             total.merge(part)
         total.matrix = reduced(total.matrix, device)
-        figures = scoring.figures(total, data.classes) | {"threshold": None}
+        figures = scoring.figures(total, data) | {"threshold": None}
     return figures | {"images": len(ids)}
 
 
@@ -148,7 +149,7 @@ def inputs_of(
     inputs, map_name = data.inputs(ids, verify=args.verify), None
     if any(path.exists() for path in masks):
         inputs["masks"] = files.digest_files(masks)
-        images.check_classes(masks)
+        images.check_classes(masks, data.background)
     elif args.save_predictions is None or args.json is not None:
         raise InputError(
             f"{masks[0].parent}: no ground truth for split {args.split!r}; predict.py makes label "
@@ -158,7 +159,7 @@ def inputs_of(
         made = artefacts.read(args.scores, "scores", data.classes, ids)
         inputs["scores"], map_name = made["digest"], made.get("results", {}).get("map")
     elif args.labels is not None:
-        inputs["labels"] = artefacts.read_labels(args.labels, ids, data.classes)
+        inputs["labels"] = artefacts.read_labels(args.labels, ids, data)
     else:
         inputs["checkpoint"] = artefacts.read_model(args.checkpoint, data.classes)
     return inputs, map_name

@@ -49,7 +49,8 @@ class Labelling:
     """How an image gets its labels: two dense CRFs over one lattice."""
 
     out: Path
-    thresholds: tuple[float, float]  # background scores: a class beats the first, none the second
+    # Background scores: a class beats the first, none the second (None: there is no background).
+    thresholds: tuple[float, float | None]
     iterations: int
     backend: str
     device: torch.device
@@ -85,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     with run:
         if run.finished:
             return
-        thresholds = args.foreground_threshold, args.background_threshold
+        low = args.background_threshold if data.background else None
+        thresholds = args.foreground_threshold, low
         labelling = Labelling(args.out, thresholds, args.crf_iterations, backend, where)
         inference.label_images(labelling, data, ids, args, where)
         run.finish(images=len(ids))

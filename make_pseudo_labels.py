@@ -40,15 +40,20 @@ def get_args_parser() -> options.Parser:
 
 @dataclass(frozen=True)
 class Labelling:
-    """How an image gets its label map. iterations: of the dense CRF; 0 leaves it out."""
+    """How an image gets its label map.
+
+    Attributes:
+        threshold: the background score, or "auto"; None where there is no background.
+        iterations: of the dense CRF; 0 leaves it out.
+    """
 
     out: Path
-    threshold: float | str
+    threshold: float | str | None
     iterations: int
     backend: str
     device: torch.device
 
-    def __call__(self, image_id: str, image: np.ndarray, scores: Scores) -> float:
+    def __call__(self, image_id: str, image: np.ndarray, scores: Scores) -> float | None:
         """Write `OUT/<id>.png` of an image, uint8 (H, W, 3); return the background score used."""
         maps = upsample(torch.from_numpy(scores.cam).float(), scores.size)
         threshold = self.threshold
@@ -77,9 +82,10 @@ def main(argv: list[str] | None = None) -> None:
         if run.finished:
             return
         iterations = args.crf_iterations if args.crf else 0
-        labelling = Labelling(args.out, args.threshold, iterations, backend, where)
+        threshold = args.threshold if data.background else None
+        labelling = Labelling(args.out, threshold, iterations, backend, where)
         used = inference.label_images(labelling, data, ids, args, where)
-        if used and distributed.is_main():
+        if used and data.background and distributed.is_main():
             each = f" (each image its own, {min(used):.2f} to {max(used):.2f})"
             print(f"background score {np.mean(used):.2f}{each if args.threshold == 'auto' else ''}")
         run.finish(images=len(ids))

@@ -48,8 +48,9 @@ def get_args_parser() -> options.Parser:
     options.add_inference(p, recipe.PREDICTION, batch_images=2)
     p.add_argument("--no-crf", dest="crf", action="store_false", help="leave out the dense CRF")
     options.add_crf(p, recipe.PREDICTION)
-    words = "of a classifier: background score of the masks made from its CAMs"
-    p.add_argument("--threshold", type=options.fraction, default=0.2, help=words)
+    words = "of a classifier: background score of its CAMs' masks; none: every pixel has a class"
+    kind = options.or_word("none", options.fraction)
+    p.add_argument("--threshold", type=kind, default=0.2, help=words)
     words = "a classifier sees the classes of this probability, or else the likeliest"
     p.add_argument("--class-threshold", type=options.fraction, default=0.5, help=words)
     options.add_machine(p)
@@ -116,7 +117,7 @@ class Refinement:
 
     def activate(
         self, network: nn.Module, name: str, path: Path, scales: Sequence[float],
-        class_threshold: float, threshold: float, device: torch.device,
+        class_threshold: float, threshold: float | None, device: torch.device,
     ) -> None:  # fmt: skip
         """Write the files of a picture from the CAMs of the classes that a classifier sees."""
         image = images.as_array(images.read_image(path))
@@ -170,7 +171,8 @@ def predict(
     errors: list[str] = []
     autocast = precision.autocast(amp, device)
     if isinstance(network, Classifier):
-        how = args.scales, args.class_threshold, args.threshold, device
+        threshold = None if args.threshold == "none" else args.threshold
+        how = args.scales, args.class_threshold, threshold, device
         todo = inference.remaining(list(pictures), args.out, ".png")
         with distributed.progress(len(todo), "predict") as bar:
             for name in todo:
@@ -212,6 +214,8 @@ def main(argv: list[str] | None = None) -> None:
         ids = data.ids(args.split)
         pictures = {i: data.image_path(i) for i in ids}
         inputs |= data.inputs(ids, verify=args.verify)
+        if not data.background:
+            args.threshold = "none"
     else:
         pictures = find_pictures(args.pictures)
         inputs["pictures"] = files.digest_files(pictures.values())

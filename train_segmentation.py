@@ -59,10 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     start = weights.load(args.weights, args.backbone)
     torch.manual_seed(args.seed)
     network = DeepLabV3Plus(args.backbone, data.n_labels, start)
+    if not data.background:
+        network.rule_out_background()
 
     inputs = {
         **data.inputs(ids, verify=args.verify),
-        "labels": artefacts.read_labels(args.labels, ids, data.classes, False),
+        "labels": artefacts.read_labels(args.labels, ids, data, False),
         "weights": weights.digest(args.weights),
     }
     run = Run("train_segmentation", args, device, "model", data.classes, inputs, plan.resolved())

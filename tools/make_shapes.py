@@ -7,6 +7,7 @@ overlaps its neighbours', and at one end a small head, a white disc with the cla
 pure colour. The head is the surer sign of the class; four objects of ten lack it, so that the body
 is evidence as well. 1-3 objects an image at random pose, over textured noise with coloured
 distractors. Under a minute for the default 900 images on one core.
+With --no-background every pixel belongs to a class: patches of the bodies' textures fill the image.
 The same settings give the same bytes, and an image depends on its split and number alone.
 """
 
@@ -15,7 +16,7 @@ import colorsys
 import shutil
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,7 @@ from core.run import options
 from core.run.main import run_main
 
 CLASSES = ("bar", "chequer", "cross", "ring", "wedge")  # named after the symbol on the head
+NO_GROUND = ("background: none",)  # first line of the classes.txt
 DESIGN = 5  # raise it when a change to the drawing changes the images
 SPLITS = ("train", "val")
 HEADLESS = 0.4  # share of objects without a head
@@ -104,17 +106,22 @@ def symbol(label: int, p: np.ndarray, q: np.ndarray) -> np.ndarray:
     }[CLASSES[label - 1]]
 
 
+def body_colours(rng: np.random.Generator, label: int, size: int) -> np.ndarray:
+    """What the bodies of a class are painted with: float RGB (size, size, 3)."""
+    hue = (label - 1) / len(CLASSES) + rng.normal(0, HUE_SPREAD)
+    tint = colour(hue, rng.uniform(0.45, 0.7), rng.uniform(0.5, 0.85))
+    texture = 7 * smooth_noise(rng, size, size / 20, 1) + 3 * smooth_noise(rng, size, size / 20, 3)
+    return tint + texture
+
+
 def paint(rng: np.random.Generator, image: np.ndarray, thing: Thing) -> None:
     """Draw `thing` on the float RGB `image` (size, size, 3) in place."""
     size = len(image)
     u, v = frame(size, thing.x, thing.y, thing.angle)
     body, head = thing.parts(u, v)
-    hue = (thing.label - 1) / len(CLASSES)
-    tint = colour(hue + rng.normal(0, HUE_SPREAD), rng.uniform(0.45, 0.7), rng.uniform(0.5, 0.85))
-    texture = 7 * smooth_noise(rng, size, size / 20, 1) + 3 * smooth_noise(rng, size, size / 20, 3)
-    image += body[..., None] * (tint + texture - image)
+    image += body[..., None] * (body_colours(rng, thing.label, size) - image)
     on = symbol(thing.label, (u - thing.major) / (0.5 * thing.minor), v / (0.5 * thing.minor))
-    disc = np.where(on[..., None], colour(hue, 1.0, 0.7), 235.0)
+    disc = np.where(on[..., None], colour((thing.label - 1) / len(CLASSES), 1.0, 0.7), 235.0)
     image += head[..., None] * (disc - image)
 
 
@@ -167,7 +174,22 @@ def draw(
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), label
 
 
-def write_data_set(root: Path, settings: dict[str, int]) -> None:
+def draw_patches(
+    size: int, seed: int, split: int, number: int, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `draw`, without a background: patches of one to three classes share the image."""
+    rng = np.random.default_rng((seed, split, number, 2))
+    some = 1 + rng.permutation(classes)[: rng.integers(1, 4)]
+    centres, owners = rng.uniform(0, size, (9, 2, 1, 1)), rng.choice(some, 9)
+    places = np.mgrid[:size, :size] + 0.04 * size * smooth_noise(rng, size, size / 8, 2).T
+    label = owners[np.square(places - centres).sum(1).argmin(0)].astype(np.uint8)
+    image = rng.normal(0, 1.5, (size, size, 3))
+    for each in present(label):
+        image += (label == each)[..., None] * body_colours(rng, each, size)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), label
+
+
+def write_data_set(root: Path, settings: dict[str, Any]) -> None:
     """Write the images, label maps, lists and settings of every split below `root`."""
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -176,14 +198,18 @@ def write_data_set(root: Path, settings: dict[str, int]) -> None:
     for name in tqdm([*lists["train"], *lists["val"]], desc="shapes", unit="image"):
         split, number = name.split("_")
         where = settings["size"], settings["seed"], SPLITS.index(split), int(number)
-        image, label = draw(*where, settings["classes"], settings["negatives"])
+        if settings["background"]:
+            image, label = draw(*where, settings["classes"], settings["negatives"])
+        else:
+            image, label = draw_patches(*where, settings["classes"])
         # High quality and full-resolution colour keep the objects' borders sharp for the CRF.
         Image.fromarray(image).save(root / f"JPEGImages/{name}.jpg", quality=95, subsampling=0)
         write_label(root / f"SegmentationClass/{name}.png", label)
         rows.append(" ".join([name, *(CLASSES[c - 1] for c in present(label))]))
     lists["train_aug"] = lists["train"]  # every image has its mask: there is nothing to add
     texts = {f"ImageSets/Segmentation/{split}": names for split, names in lists.items()}
-    texts |= {"labels": rows, "classes": CLASSES[: settings["classes"]]}
+    names = CLASSES[: settings["classes"]]
+    texts |= {"labels": rows, "classes": names if settings["background"] else NO_GROUND + names}
     for name, lines in texts.items():
         write_text(root / f"{name}.txt", "\n".join([*lines, ""]))
     write_json(root / "shapes.json", settings)
@@ -198,7 +224,8 @@ def made_before(out: Path, settings: dict[str, int], overwrite: bool) -> bool:
         # Not even with --overwrite: what lies there is not this tool's to delete.
         raise InputError(f"{out} holds other files than a shapes data set; choose another --out")
     found = read_json(record, "choose another --out or delete the directory")
-    found = {"classes": len(CLASSES), "negatives": 0.0} | found  # of before these were options
+    before = {"classes": len(CLASSES), "negatives": 0.0, "background": True}  # these were options
+    found = before | found
     differ = (key for key in settings if found.get(key) != settings[key])
     changes = [f"{key} {found.get(key)} instead of {settings[key]}" for key in differ]
     if changes and not overwrite:
@@ -218,13 +245,15 @@ def get_args_parser() -> argparse.ArgumentParser:
     p.add_argument("--classes", type=some, default=len(CLASSES), help=words)
     words = "share of the images without any object"
     p.add_argument("--negatives", type=options.number(0, 0.9), default=0.0, help=words)
+    words = "patches of the classes fill the images"
+    p.add_argument("--no-background", dest="background", action="store_false", help=words)
     replace = "start again: replace the data set this tool made in --out, the whole directory"
     p.add_argument("--overwrite", action="store_true", help=replace)
     return p
 
 
 def main(args: argparse.Namespace) -> None:
-    names = ("train", "val", "size", "seed", "classes", "negatives")
+    names = ("train", "val", "size", "seed", "classes", "negatives", "background")
     settings = {name: getattr(args, name) for name in names}
     settings["design"], out = DESIGN, args.out.resolve()
     if made_before(out, settings, args.overwrite):

@@ -6,7 +6,8 @@
     ROOT/SegmentationClass/<id>.png                ground truth, where there is any
     ROOT/classes.txt                               class names, one a line (VOC's 20 otherwise)
 
-Nothing here assumes 20 classes or that masks exist.
+Nothing here assumes 20 classes or that masks exist. Where classes.txt begins with the line
+`background: none`, every pixel belongs to a class.
 """
 
 import functools
@@ -49,7 +50,10 @@ def _lines(path: Path, remedy: str) -> list[str]:
 
 
 class DataRoot:
-    """A data set in the layout above; `classes` are its C foreground names, of the labels 1..C."""
+    """A data set in the layout above; `classes` are its C foreground names, of the labels 1..C.
+
+    `background`: whether pixels may be of no class, label 0.
+    """
 
     def __init__(self, root: Path):
         self.root = root
@@ -59,8 +63,12 @@ class DataRoot:
             raise InputError(f"{root / 'JPEGImages'}: no such directory; see data/README.md")
         path = root / "classes.txt"
         self.classes: list[str] = VOC_CLASSES
+        self.background = True
         if path.exists():
-            self.classes = [check_name(n, path, "class") for n in _lines(path, "list the classes")]
+            first, *others = lines = _lines(path, "list the classes") or [""]
+            self.background = re.fullmatch(r"background\s*:\s*none", first, re.IGNORECASE) is None
+            names = lines if self.background else others
+            self.classes = [check_name(name, path, "class") for name in names]
             if not 1 <= len(self.classes) <= 254 or len(set(self.classes)) < len(self.classes):
                 raise InputError(f"{path}: needs 1 to 254 class names, each once")
             for name in self.classes:
@@ -144,6 +152,10 @@ class DataRoot:
                 what = f"unknown class {unknown[0][:80]!r}{_other_spelling(unknown[0], index)}"
                 raise InputError(f"{source}: {what}; {known}")
             labels[image_id] = sorted({index[name] for name in names})
+        if not (self.background or all(labels.values())):
+            bare = next(i for i in ids if not labels[i])
+            what = f"no class for {bare!r}, yet classes.txt says `background: none`"
+            raise InputError(f"{path if found else bare}: {what}; add its classes")
         if not any(labels.values()):
             raise InputError(f"{source}: no class for any image; add the image-level labels")
         return labels
@@ -151,7 +163,8 @@ class DataRoot:
     def digest(self, ids: Sequence[str], labels: dict[str, list[int]] | None = None) -> str:
         """A digest of the class names, the ids and (where given) the image-level labels."""
         rows = (f"{i} {labels[i]}" if labels is not None else i for i in ids)
-        return files.digest_text([*self.classes, "", *rows])
+        ground = "" if self.background else "background: none"
+        return files.digest_text([*self.classes, ground, *rows])
 
     def inputs(
         self, ids: Sequence[str], labels: dict[str, list[int]] | None = None, verify: bool = False

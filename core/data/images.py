@@ -187,15 +187,24 @@ def _check_colours(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
         )
 
 
-def check_classes(paths: Iterable[Path]) -> None:
-    """Refuse label maps that hold 255 and no class at all: those where 255 is the object."""
-    ignored = None
+def check_classes(paths: Iterable[Path], background: bool = True) -> None:
+    """Refuse label maps that hold 255 and no class at all: those where 255 is the object.
+
+    Where there is no `background`, also any that hold 0.
+    """
+    ignored, has_class = None, False
     for path in paths:
         label = read_label(path, IGNORE)
-        if ((label > 0) & (label < IGNORE)).any():
+        if not background and not label.all():
+            found = "holds label 0, the background, yet classes.txt says `background: none`"
+            raise InputError(
+                f"{path}: {found}; count the classes from 1, unlabelled pixels are 255"
+            )
+        has_class = has_class or bool(((label > 0) & (label < IGNORE)).any())
+        if has_class and background:
             return
         ignored = ignored or (path if (label == IGNORE).any() else None)
-    if ignored is not None:
+    if ignored is not None and not has_class:
         found = "holds 255, which is 'ignore', and no label map beside it holds a class"
         raise InputError(f"{ignored}: {found}; where 255 is the object, write its class, as 1")
 

@@ -47,15 +47,18 @@ def best_class(file: Scores) -> tuple[np.ndarray, np.ndarray]:
     return best.numpy(), file.classes[place.numpy()]
 
 
-def figures(matrix: ConfusionMatrix, classes: list[str]) -> dict[str, Any]:
+def figures(matrix: ConfusionMatrix, data: DataRoot) -> dict[str, Any]:
     """The figures of a confusion matrix for people and JSON; NaN (a class nowhere) becomes None.
 
     `fp` and `fn` are those of the released evaluate.py: over the foreground.
     """
     iou = [None if np.isnan(value) else round(value, 4) for value in matrix.iou().tolist()]
+    by_name = dict(zip(["background", *data.classes], iou, strict=True))
+    if not data.background:
+        del by_name["background"]
     return {
         "miou": round(matrix.miou(), 4),
-        "iou": dict(zip(["background", *classes], iou, strict=True)),
+        "iou": by_name,
         "fp": round(matrix.fp(background=False), 6),
         "fn": round(matrix.fn(background=False), 6),
     }

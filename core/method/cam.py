@@ -100,12 +100,15 @@ def seen(
     return classes, upsample(of_classes(sums, classes), image.shape[:2])
 
 
-def label_map(maps: Tensor, threshold: float) -> Tensor:
+def label_map(maps: Tensor, threshold: float | None) -> Tensor:
     """The best class of each pixel against a constant background score, which wins ties.
 
-    Scores (K, H, W), floating; K = 0 gives a map that is all background. Returns uint8 (H, W) on
-    their device: 0 is the background, 1..K the classes, as the dense CRF wants them.
+    Scores (K, H, W), floating; K = 0 gives a map that is all background. Threshold: the background
+    score; None where every pixel belongs to a class. Returns uint8 (H, W) on their device: 0 is the
+    background, 1..K the classes, as the dense CRF wants them.
     """
+    if threshold is None:
+        threshold = -torch.inf
     background = maps.new_full((1, *maps.shape[1:]), threshold)
     return torch.cat([background, maps]).argmax(0).to(torch.uint8)
 

@@ -103,6 +103,12 @@ class DeepLabV3Plus(Network):
         context = _resize(self.aspp(high), skip.shape[2:])
         return _resize(self.decoder(torch.cat([context, skip], 1)).float(), images.shape[2:])
 
+    @torch.no_grad()
+    def rule_out_background(self) -> None:
+        """Give label 0 a bias with which its probability is 0 and no gradient reaches it."""
+        *_, bias = self.decoder.parameters()
+        bias[0] = -1e4
+
 
 def _resize(maps: Tensor, size: torch.Size) -> Tensor:
     return F.interpolate(maps, size, mode="bilinear", align_corners=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from core import files
 from core.data import images
-from core.data.datasets import class_difference
+from core.data.datasets import DataRoot, class_difference
 from core.errors import InputError
 from core.run import distributed
 from core.run.environment import git_commit, versions
@@ -88,7 +88,7 @@ def read(
 
 
 def read_labels(
-    folder: Path, ids: Sequence[str], classes: Sequence[str], confident: bool | None = None
+    folder: Path, ids: Sequence[str], data: DataRoot, confident: bool | None = None
 ) -> str:
     """Digest of a directory of label maps: a stage's, or anyone's PNGs without a run.json.
 
@@ -101,14 +101,14 @@ def read_labels(
     """
     paths = [folder / f"{i}.png" for i in ids]
     if (folder / "run.json").exists():
-        made = read(folder, "labels", classes, ids)
+        made = read(folder, "labels", data.classes, ids)
         digest = made["digest"]
         if confident is not None and confident != (made["stage"] == "make_affinity_labels"):
             usual = "make_affinity_labels" if confident else "make_pseudo_labels"
             note(f"{folder}: made by {made['stage']}; usual are labels of {usual}")
     else:
         digest = files.digest_files(paths)
-    images.check_classes(paths)
+    images.check_classes(paths, data.background)
     return digest
 
 

@@ -129,6 +129,6 @@ def albums(family: Family, args: Namespace, warnings: list[str]) -> list[Album]:
                     title = f"{title} ({row.title})"
                 best = pipeline.scores.get(step.figures, {}).get("threshold")
                 levels = (best, args.threshold, recipe.PSEUDO_LABELS.threshold)
-                level = next(t for t in levels if t is not None)
+                level = next(t for t in levels if t is not None) if data.background else -1
                 found[-1].columns.append(Column(title, step, pipeline.path / step.name, level))
     return found
