@@ -16,8 +16,8 @@ import make_cam
 import train_classification
 from core.errors import InputError
 from core.run import lock
-from core.run.main import run_main
-from core.run.parallel import Pool, read_ahead
+from core.run.main import STOPS, run_main
+from core.run.parallel import Pool, read_ahead, signals_held
 
 import numpy as np
 import pytest
@@ -153,7 +153,7 @@ def test_in_worker_processes(where, kind, message, capsys):
 
 LIMITED = """
 import resource, sys
-from core.run.main import run_main
+from core.run.main import STOPS, run_main
 import train_classification as stage
 if __name__ == "__main__":
     pages = int(open("/proc/self/statm").read().split()[0])
@@ -235,3 +235,17 @@ def test_a_killed_worker_does_not_leave_the_pool_waiting():
         [sys.executable, "-c", BROKEN], cwd=REPO, capture_output=True, text=True, timeout=120
     )
     assert result.stdout == "BrokenProcessPool\n", result.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, *STOPS])
+def test_a_signal_waits_for_processes_to_start(signum):
+    """It is noted while they do, and raised afterwards by the handler of before."""
+    came: list[int] = []
+    before = signal.signal(signum, lambda number, _: came.append(number))
+    try:
+        with signals_held():
+            os.kill(os.getpid(), signum)
+            assert came == []
+        assert came == [signum]
+    finally:
+        signal.signal(signum, before)

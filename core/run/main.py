@@ -128,6 +128,7 @@ class _Stopped(SystemExit):
 def _stop(signum: int, _: object) -> None:
     global signalled
     signalled = signum
+    sys.unraisablehook = lambda _: None  # of a fork's hook or a destructor that this breaks off
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a DataLoader's, for processes that die as well
     raise _Stopped(128 + signum)
 

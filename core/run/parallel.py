@@ -14,6 +14,7 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
 from core.run import distributed
+from core.run.main import STOPS
 
 import torch
 from torch.utils.data import DataLoader
@@ -30,15 +31,17 @@ def cpu_count() -> int:
 def ignore_interrupts(_: int = 0) -> None:
     """Start of a worker process: Ctrl-C is the parent's to handle; one thread is its share."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    for signum in STOPS:
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     sys.excepthook = lambda *_: None  # of a thread whose parent has left; errors go another way
     torch.set_num_threads(1)
 
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back while processes start: halfway they would die with a traceback.
+    """Hold Ctrl-C and `STOPS` back while processes start: halfway they would die with a traceback.
 
     The mask is for the processes, which inherit it (`ignore_interrupts` lifts it); here another
     thread may take the signal, so it is noted as well.
@@ -46,8 +49,11 @@ def signals_held() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    signals, noted = {signal.SIGINT, signal.SIGTERM}, list[int]()
-    before = {s: signal.signal(s, lambda number, _: noted.append(number)) for s in signals}
+    signals, noted = (signal.SIGINT, *STOPS), list[int]()
+    before = {s: signal.getsignal(s) for s in signals}
+    for name, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(name, lambda number, _: noted.append(number))
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
