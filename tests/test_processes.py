@@ -249,3 +249,37 @@ def test_a_signal_waits_for_processes_to_start(signum):
         assert came == [signum]
     finally:
         signal.signal(signum, before)
+
+
+class HandsOver:
+    """An item whose coming out of the loader's process fails, as a killed one's does."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __reduce__(self):
+        return fail, (self.error,)
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+CUT_OFF = [
+    ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+    ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
+    EOFError(),
+    RuntimeError("received 0 items of ancdata"),
+]
+
+
+@pytest.mark.parametrize("error", CUT_OFF, ids=lambda error: type(error).__name__)
+def test_a_loader_killed_while_it_hands_over(error, capsys):
+    """Whatever the socket says then, the line is the same as for one killed while it computes."""
+
+    def stage():
+        list(read_ahead([HandsOver(error)], 1, batch_size=None, collate_fn=lambda item: item))
+
+    with pytest.raises(SystemExit):
+        run_main(stage)
+    assert "a loader process was killed" in capsys.readouterr().err

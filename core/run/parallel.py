@@ -75,7 +75,15 @@ def read_ahead(dataset: Any, workers: int, **how: Any) -> Iterator[Any]:
     loader = DataLoader(dataset, prefetch_factor=4 if workers else None, **how)
     with signals_held():
         items = iter(loader)
-    yield from items
+    try:
+        yield from items
+    except (ConnectionError, EOFError, RuntimeError) as error:
+        # Killed while it handed a tensor over; what a data set raises names its process.
+        text = str(error)
+        cut = "ancdata" in text if isinstance(error, RuntimeError) else "worker process" not in text
+        if not workers or not cut:
+            raise
+        raise RuntimeError("DataLoader worker (pid unknown) is gone") from error
 
 
 @contextlib.contextmanager
