@@ -1,4 +1,18 @@
 # What every numbered script reads first. Change it here, or from outside: `GPUS=4 bash scripts/1_...`
+RECIPE=${RECIPE:-voc}             # voc: the paper's settings; coco: its followers' for COCO 2014 (docs/coco.md)
+declare -A recipe=()              # options of a stage that differ from its defaults
+case $RECIPE in
+  voc) ;;
+  coco)
+    DATA=${DATA:-coco} RUNS=${RUNS:-runs/coco} SPLIT=${SPLIT:-train}
+    recipe=(
+      [train_classification.py]="--lr 0.05 --sides 400 800 --crop 640"
+      [make_affinity_labels.py]="--foreground-threshold 0.35 --background-threshold 0.10"
+      [make_pseudo_labels.py]="--threshold 0.25"
+      [train_segmentation.py]="--lr 0.004 --epochs 15"
+    ) ;;
+  *) echo "error: RECIPE=$RECIPE: voc or coco" >&2; exit 1 ;;
+esac
 DATA=${DATA:-VOCdevkit/VOC2012}   # data root, prepared by 0_prepare_data.sh
 RUNS=${RUNS:-runs/voc}            # every stage writes a directory below this one
 SPLIT=${SPLIT:-train_aug}         # the list of images to train on
@@ -16,8 +30,12 @@ MASTER=${MASTER:-localhost:29400}
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# stage SCRIPT OPTIONS...: run a stage on all GPUs
+# stage SCRIPT OPTIONS...: run a stage on all GPUs; an option given twice counts as given last
 stage() {
+  local script=$1
+  shift
+  # shellcheck disable=SC2086 # options are words
+  set -- "$script" ${recipe[$script]:-} "$@"
   if [ "$GPUS" -gt 1 ] || [ "$NODES" -gt 1 ]; then
     python -m core.run.launch --processes "$GPUS" --nodes "$NODES" --node-rank "$NODE_RANK" \
       --master "$MASTER" "$@"
