@@ -127,6 +127,8 @@ def print_table(figures: dict[str, Any]) -> None:
             print("the best threshold lies at the end of the range; widen --thresholds")
     if figures["map"] is not None:
         print(f"{'map':<20}{figures['map']}")
+    if truth := figures.get("ground_truth"):
+        print(f"{'ground truth':<20}{truth['masks']} (digest {truth['digest']})")
     print(f"{'false positives':<20}{figures['fp']:6.3f}")
     print(f"{'false negatives':<20}{figures['fn']:6.3f}")
     print(f"{'images':<20}{figures['images']:6d}", flush=True)
@@ -163,6 +165,16 @@ def inputs_of(
     else:
         inputs["checkpoint"] = artefacts.read_model(args.checkpoint, data.classes)
     return inputs, map_name
+
+
+def ground_truth(args: argparse.Namespace, digest: str) -> dict[str, str]:
+    """What the figures are against: the masks' folder, or the rule that tools/prepare_coco.py drew
+    them by, and their digest."""
+    rule, prepared = args.masks, args.data / "coco.json"
+    if prepared.exists() and args.masks == "SegmentationClass":
+        masks = files.read_json(prepared, "prepare the data again").get("masks") or {}
+        rule = masks.get("rule", rule)
+    return {"masks": str(rule), "digest": digest}
 
 
 def scored_before(args: argparse.Namespace, made: dict[str, Any]) -> dict[str, Any] | None:
@@ -210,6 +222,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"no ground truth: {len(ids)} predictions in {folder}, no score")
             return
         figures = evaluate(args, data, ids, folder, device) | {"map": map_name}
+        figures["ground_truth"] = ground_truth(args, inputs["masks"])
     if distributed.is_main():
         if args.json is not None:
             made["argv"] = sys.argv

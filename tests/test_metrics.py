@@ -1,13 +1,18 @@
-"""core.data.metrics against the golden and naive loops."""
+"""core.data.metrics against the golden and naive loops; what a figure says it is against."""
 
 from __future__ import annotations
 
+import json
+
+import evaluate
+from core import files
+from core.data.datasets import DataRoot
 from core.data.metrics import ConfusionMatrix, ThresholdSweep
 
 import numpy as np
 import pytest
 import torch
-from conftest import golden
+from conftest import golden, run_stage
 
 
 def confusion(pred, gt, n_classes: int) -> ConfusionMatrix:
@@ -132,3 +137,18 @@ def test_sweep_refuses_bad_scores():
     for scores in (np.array([0.1, np.nan]), np.ones(3), ones):
         with pytest.raises(ValueError):
             sweep.update(ones, scores, ones)
+
+
+def test_figures_name_their_ground_truth(data_root, tmp_path, capsys):
+    """The folder; of COCO prepared by our tool the rule by which its masks were drawn."""
+    masks = data_root / "SegmentationClass"
+    given = "--data", data_root, "--split", "train", "--labels", masks, "--json"
+    run_stage(evaluate.main, *given, tmp_path / "voc.json")
+    (data_root / "coco.json").write_text('{"masks": {"rule": "smallest on top"}}')
+    run_stage(evaluate.main, *given, tmp_path / "coco.json")
+    figures = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("voc", "coco")]
+    found = [each["ground_truth"] for each in figures]
+    assert [truth["masks"] for truth in found] == ["SegmentationClass", "smallest on top"]
+    digest = files.digest_files([masks / f"{i}.png" for i in DataRoot(data_root).ids("train")])
+    assert {truth["digest"] for truth in found} == {digest}
+    assert f"smallest on top (digest {digest})" in capsys.readouterr().out
