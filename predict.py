@@ -222,6 +222,8 @@ def main(argv: list[str] | None = None) -> None:
     amp = precision.amp_type(args.amp, device)
     backend = crf.resolve_backend(args.crf_backend, device)
     resolved = {"amp": amp, "crf_backend": backend}
+    if args.crf and isinstance(network, DeepLabV3Plus):
+        resolved |= crf.left_out(len(network.classes) + 1)
     run = Run("predict", args, device, "labels", network.classes, inputs, resolved, list(pictures))
     with run:
         if run.finished:

@@ -87,6 +87,9 @@ class CRF:
     gaussian_compat: float = 3.0
     gt_prob: float = 0.7  # with which a pixel's label is right
     min_prob: float = 1e-5  # the unary energy of probabilities is -log of at least this
+    # Ours, of probabilities with more labels than VOC: `core.method.crf.labels_that_count`.
+    many_labels: int = 21
+    min_peak: float = 0.05
 
 
 LABEL_CRF = CRF(bilateral_sxy=50.0, bilateral_srgb=5.0)  # of label maps (IRN)

@@ -26,6 +26,8 @@ CRF = {
     "bilateral_compat": 10.0,
     "gt_prob": 0.7,
     "min_prob": 0.00001,
+    "many_labels": 21,
+    "min_peak": 0.05,
 }
 # fmt: off
 THRESHOLDS = (

@@ -8,7 +8,8 @@ device and PIL images are taken alike; results are NumPy arrays.
 Several images in flight on one GPU: call from several threads, each on a CUDA stream of its own.
 The calls share nothing but the cache of spatial lattices, which is safe to share, and wait for the
 GPU twice: for the size of the image's lattice (and of the spatial one of a new image size) and for
-the result. 1200x900 pixels with 21 labels take 1 GB of GPU memory on a photograph, 2.5 GB at most.
+the result; of more than 21 labels a third time, for which of them count (`labels_that_count`).
+1200x900 pixels with 21 labels take 1 GB of GPU memory on a photograph, 2.5 GB at most.
 """
 
 import functools
@@ -87,6 +88,27 @@ def most_probable(
     return crf.most_probable(probs, iterations)
 
 
+def labels_that_count(probs: Tensor) -> Tensor:
+    """The labels that a dense CRF of probabilities (C, H, W) filters, ascending int64 (K,).
+
+    Up to 21 labels (VOC): all. Of more, those that exceed 0.05 at some pixel or are the most
+    probable at one, and the background, 0, unless it is ruled out (0 at every pixel): at least one.
+    """
+    n_labels = len(probs)
+    if n_labels <= PROBABILITY_CRF.many_labels:
+        return torch.arange(n_labels, device=probs.device)
+    peaks, best = probs.flatten(1).amax(1), probs.argmax(0).flatten()
+    counts = (peaks > PROBABILITY_CRF.min_peak).scatter_(0, best, True)
+    counts[0] |= peaks[0] > 0
+    return counts.nonzero().squeeze(1)
+
+
+def left_out(n_labels: int) -> dict[str, float]:
+    """What a record says of probabilities of that many labels: nothing where all are filtered."""
+    is_part = n_labels > PROBABILITY_CRF.many_labels
+    return {"crf_min_peak": PROBABILITY_CRF.min_peak} if is_part else {}
+
+
 class DenseCRF:
     """The pairwise terms of one image, built once and used for any number of passes.
 
@@ -148,7 +170,8 @@ class DenseCRF:
         """Refine class probabilities; the unary energy is -log(max(probs, 1e-5)).
 
         Probs (C, H, W) floating, each in 0..1; iterations: mean-field steps, 0 or more. Returns
-        (C, H, W) float32 marginals, which add up to 1 at each pixel. Raises ValueError for
+        (C, H, W) float32 marginals, which add up to 1 at each pixel; of more than 21 labels those
+        that `labels_that_count` leaves out have 0. Raises ValueError for
         probabilities of another size or type, NaN, or outside 0..1.
         """
         q = self._marginals(probs, iterations).cpu().numpy()
@@ -172,11 +195,15 @@ class DenseCRF:
         # NaN fails both comparisons; the margin is for softmax outputs that round above 1. The
         # answer goes with the result: to ask for it here would make the host wait for a GPU.
         is_sound = ((probs >= -1e-3) & (probs <= 1 + 1e-3)).all()
-        clipped = probs.flatten(1).clamp(PROBABILITY_CRF.min_prob, 1)
+        is_part, kept = len(probs) > PROBABILITY_CRF.many_labels, labels_that_count(probs)
+        some = probs.index_select(0, kept) if is_part else probs
+        clipped = some.flatten(1).clamp(PROBABILITY_CRF.min_prob, 1)
         # On a CPU NumPy's logarithm, which pydensecrf takes: torch's differs in the last bit.
         is_cpu = clipped.device.type == "cpu"
         unary = -torch.from_numpy(np.log(clipped.numpy())) if is_cpu else -clipped.log()
-        q = self._infer(unary[None], iterations)[0].reshape(probs.shape)
+        q = self._infer(unary[None], iterations)[0].reshape(some.shape)
+        if is_part:
+            q = torch.zeros_like(probs).index_copy_(0, kept, q)
         return torch.where(is_sound, q, torch.nan)
 
     @torch.no_grad()
