@@ -24,7 +24,7 @@ def scene(n_labels: int, size: tuple[int, int] = SIZE, lead: float = 8):
         return torch.nn.functional.interpolate(noise, size, mode="bicubic")[0]
 
     logits = smooth(n_labels, 9)
-    logits[:4] += lead + 4 * smooth(4, 5)
+    logits[:4] += lead + 4 * smooth(min(n_labels, 4), 5)
     image = 128 + 60 * smooth(3, 5) + 8 * torch.randn(3, *size, generator=generator)
     return image.clamp(0, 255).byte().permute(1, 2, 0).numpy(), logits.softmax(0).numpy()
 
