@@ -22,7 +22,10 @@ from test_crf import BOTH
 from test_cuda import INFERENCE, TRAINING
 from test_many_labels import scene
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("error:Sparse"),  # torch's, once a process, of what we have checked
+]
 GPU = "cuda:0"
 N_CLASSES = 3
 WITHOUT_NETWORK = "affinity_labels", "pseudo"

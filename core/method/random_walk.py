@@ -103,6 +103,6 @@ def transition(edge: Tensor, radius: int, beta: float) -> Tensor:
     columns = (y * width + x).flatten()
     columns = columns.new_empty(count + 1).scatter_(0, place, columns)[:count]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
         shape = (edge.numel(), edge.numel())
         return torch.sparse_csr_tensor(entries, columns, values, shape, check_invariants=False)
