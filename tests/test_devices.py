@@ -49,6 +49,12 @@ def test_one_process(machine, asked, gpus, chosen):
     assert called == ([torch.device(chosen)] if "cuda" in chosen else [])
 
 
+def test_a_cpu_asks_for_no_gpu(monkeypatch):
+    """Neither CUDA's memory nor its warnings, of a driver too old, say, are for `--device cpu`."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked"))
+    assert distributed.start("cpu") == torch.device("cpu")
+
+
 @pytest.mark.parametrize("asked", ["auto", "cuda"])
 def test_each_process_takes_the_gpu_of_its_number(machine, asked):
     called = machine(4, processes=4, local_rank=3)

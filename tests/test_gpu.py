@@ -106,7 +106,8 @@ def outputs_agree(here: Path, there: Path, tolerance: float) -> None:
 
 
 # A stage, its --amp, and how far a value or what share of the pixels may be off.
-CASES = [(name, amp, 0.005 if amp == "off" else 0.2) for name in STAGES
+# DeepLab's dropout draws on the device.
+CASES = [(name, amp, 0.005 if amp == "off" and name != "segmentation" else 0.2) for name in STAGES
          for amp in (["off"] if name in WITHOUT_NETWORK else ["off", "bf16", "fp16"])]  # fmt: skip
 
 

@@ -60,8 +60,10 @@ def _choose(device: str, several: bool) -> torch.device:
     form, what = re.fullmatch(r"auto|cpu|cuda(?::([0-9]+))?", device), f"--device {device}"
     if form is None:
         raise InputError(f"--device {device!r}: give auto, cpu, cuda or cuda:N")
+    if device == "cpu":  # a GPU that is there is not even looked at
+        return torch.device("cpu")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cpu" or (device == "auto" and gpus == 0):
+    if device == "auto" and gpus == 0:
         return torch.device("cpu")
     if gpus == 0:
         raise InputError(f"{what}: PyTorch sees no GPU; try --device cpu or tools/doctor.py")
