@@ -4,7 +4,7 @@
     python make_affinity_labels.py --data VOCdevkit/VOC2012 --scores runs/voc/cam \\
         --out runs/voc/affinity_labels
 
-About 20 minutes for VOC's train_aug on 16 cores, or on a GPU; two CRFs of 10 iterations an image.
+About 20 minutes for VOC's train_aug on 16 cores, 5 on an H100; two CRFs of 10 iterations an image.
 The label maps are worth a look: 0 confident background, 1..C confident classes, 255 (cream)
 neither (IRN, Ahn et al. 2019).
 """

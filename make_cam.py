@@ -4,7 +4,7 @@
     python make_cam.py --data VOCdevkit/VOC2012 --checkpoint runs/voc/classification/model.pt \\
         --out runs/voc/cam
 
-About 10 minutes for VOC's train_aug on an A100, 0.5 GB on disk. Score them with
+About 3 minutes for VOC's train_aug on an H100, 0.5 GB on disk. Score them with
 `evaluate.py --scores`; expect 48 to 52 mIoU on train with a ResNet-50. `--map hr_cam` writes the
 map that the released code scores and makes affinity labels from (README, Differences).
 """

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train DeepLabv3+ on the pseudo-labels.
-# Machine: one 80 GB GPU, or 4 of 24 GB with GPUS=4. Time: about 12 hours on an A100.
+# Machine: one GPU of 24 GB, or 4 of 8 GB with GPUS=4. Time: about 36 minutes on an H100.
 # Writes RUNS/segmentation/model.pt.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"

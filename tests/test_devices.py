@@ -152,8 +152,11 @@ def test_pool_goes_by_where_the_work_runs(monkeypatch):
     assert all(place[2:] == (1, "1") for place in places)
     assert os.environ["OMP_NUM_THREADS"] == "7"
     monkeypatch.setattr(parallel, "_start_stream", lambda _: None)
-    with parallel.Pool(0, torch.device("cuda", 0)) as pool:
-        assert pool.jobs == 4
-        assert {place[0] for place in pool.map(where, [()] * 8)} == {os.getpid()}
-    with parallel.Pool(1) as pool:
-        assert next(pool.map(where, [()]))[:2] == (os.getpid(), "MainThread")
+    gpu = torch.device("cuda", 0)
+    with parallel.Pool(4, gpu) as pool:
+        places = list(pool.map(where, [()] * 8))
+    assert {place[0] for place in places} == {os.getpid()}
+    assert "MainThread" not in {place[1] for place in places}
+    for alone in (parallel.Pool(1), parallel.Pool(0, gpu)):
+        with alone as pool:
+            assert next(pool.map(where, [()]))[:2] == (os.getpid(), "MainThread")

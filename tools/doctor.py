@@ -95,7 +95,7 @@ def check_memory(args: argparse.Namespace) -> Findings:
         kib = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
         free, total = ((int(kib[k]) << 10) // args.gpus for k in ("MemAvailable", "MemTotal"))
     half = precision.amp_type(args.amp, device) != "off"
-    jobs = args.jobs or (4 if device.type == "cuda" else max(1, CORES // args.gpus))
+    jobs = args.jobs or (1 if device.type == "cuda" else max(1, CORES // args.gpus))
     for stage in args.stage:
         need = budget.memory_bytes(stage, args, half, jobs)
         if not need:
