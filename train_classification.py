@@ -4,8 +4,8 @@
     python train_classification.py --data VOCdevkit/VOC2012 --out runs/voc/classification
 
 The defaults are the paper's recipe (ResNet-50, VOC 2012 train_aug, 15 epochs; 4 GPUs of 8 GB or
-one of 24 GB; about 9 minutes and 16 GB on an H100). Expect a CAM mIoU of 48 to 52 on train. The four rows of
-Table 1 are `--no-p-cls --no-re`, `--no-re`, `--no-p-cls` and no switch.
+one of 24 GB; about 9 minutes and 16 GB on an H100). Expect a CAM mIoU of 48 to 52 on train. The
+four rows of Table 1 are `--no-p-cls --no-re`, `--no-re`, `--no-p-cls` and no switch.
 """
 
 import functools
