@@ -39,7 +39,9 @@ from torch import Tensor, nn
 
 def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
-    p.add_argument("pictures", type=Path, nargs="*", help="JPEG or PNG files, or folders of them")
+    p.add_argument(
+        "pictures", type=Path, nargs="*", help=f"files, {images.FORMS}, or folders of them"
+    )
     p.add_argument("--data", type=Path, help="data root, in place of pictures")
     p.add_argument("--split", default="val", help="list in ImageSets/Segmentation, without .txt")
     options.add_verify(p)
@@ -70,7 +72,7 @@ def find_pictures(given: list[Path]) -> dict[str, Path]:
             members = sorted(p for p in path.iterdir() if p.suffix.lower() in images.ENDINGS)
             members = [p for p in members if p.is_file() and not p.name.startswith(".")]
             if not members:
-                raise InputError(f"{path}: no JPEG or PNG in this folder")
+                raise InputError(f"{path}: no picture in this folder ({images.FORMS})")
         elif not path.exists():
             raise InputError(f"{path}: no such file or folder")
         for member in members:

@@ -15,70 +15,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
-from PIL import Image, ImageOps
+from PIL import Image
+from test_images import picture
 
 REPO_LISTS = Path(__file__).resolve().parent.parent / "data"
-
-
-def picture(height: int = 20, width: int = 30) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([y * 8, x * 6, y * 3 + x * 3], 2).astype(np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("name", "make"),
-    [
-        ("rgb.jpg", lambda p: p),
-        ("grey.jpg", lambda p: p.convert("L")),
-        ("cmyk.jpg", lambda p: p.convert("CMYK")),
-        ("rgb.png", lambda p: p),
-        ("rgba.png", lambda p: p.convert("RGBA")),
-        ("palette.png", lambda p: p.convert("P")),
-        ("grey16.png", lambda p: Image.fromarray(np.array(p)[:, :, 0].astype(np.uint16) << 8)),
-    ],
-)
-def test_every_kind_of_image_becomes_rgb(tmp_path, name, make):
-    original = make(Image.fromarray(picture()))
-    original.save(tmp_path / name)
-    got = images.as_array(images.read_image(tmp_path / name))
-    assert got.shape == (20, 30, 3) and got.dtype == np.uint8 and got.flags.writeable
-    wanted = picture()
-    if "grey" in name:
-        grey = wanted[:, :, 0] if "16" in name else np.array(Image.fromarray(wanted).convert("L"))
-        wanted = np.repeat(grey[:, :, None], 3, 2)
-    assert abs(got.astype(int) - wanted).mean() < (20 if name == "palette.png" else 12)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("ending", [".jpg", ".png"])
-def test_images_are_turned_as_exif_says(tmp_path, orientation, ending):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / f"a{ending}"
-    Image.fromarray(picture()).save(path, exif=exif)
-    upright = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
-    image = images.as_array(images.read_image(path))
-    assert images.image_size(path) == image.shape[:2] == upright.shape[:2]
-    # Two decoders of JPEG round differently.
-    assert np.abs(image.astype(int) - upright).max() <= (2 if ending == ".jpg" else 0)
 
 
 def test_a_mask_that_is_not_turned_with_its_image(tmp_path):
     write_label(tmp_path / "a.png", np.zeros((30, 40), np.uint8))
     with pytest.raises(InputError, match=r"30x40; .* as the image's EXIF says"):
         images.read_label(tmp_path / "a.png", 4, (40, 30))
-
-
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_grey_levels_of_16_bit_files(tmp_path, bits, capsys, monkeypatch):
-    """What a camera of 12 bits puts into 16 keeps its 8 upper bits; said once."""
-    monkeypatch.setattr(images, "_noted", set())
-    levels = np.linspace(0, 2**bits - 1, 48 * 64).round().astype(np.uint16).reshape(48, 64)
-    Image.fromarray(levels).save(tmp_path / "a.png")
-    for _ in range(2):
-        grey = images.read_image(tmp_path / "a.png")
-    np.testing.assert_array_equal(grey[0], levels >> (bits - 8))
-    assert capsys.readouterr().err.count(f"{bits} bits used") == (bits < 16)
 
 
 def test_two_images_of_one_id(data_root):

@@ -1,6 +1,6 @@
 """One dataset layout for VOC, SBD, synthetic and own data; the training views made of it.
 
-    ROOT/JPEGImages/<id>.jpg                       (.jpeg and .png do as well)
+    ROOT/JPEGImages/<id>.jpg                       (.jpeg, .png, .webp, .bmp and .tif do as well)
     ROOT/ImageSets/Segmentation/<split>.txt        one id a line
     ROOT/labels.txt  or  ROOT/Annotations/<id>.xml image-level labels
     ROOT/SegmentationClass/<id>.png                ground truth, where there is any
@@ -34,7 +34,9 @@ VOC_CLASSES = (  # noqa: SIM905 - reads better than twenty quoted words
     "person pottedplant sheep sofa train tvmonitor"
 ).split()
 # A line of DeepLab's lists: `/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png`.
-PAIR = re.compile(r"(?:\S*/)?JPEGImages/(\S+?)\.(?:jpe?g|png)(?:\s|$)", re.IGNORECASE)
+PAIR = re.compile(
+    r"(?:\S*/)?JPEGImages/(\S+?)\.(?:jpe?g|png|webp|bmp|tiff?)(?:\s|$)", re.IGNORECASE
+)
 
 
 def check_name(name: str, path: Path, what: str) -> str:

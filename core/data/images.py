@@ -21,13 +21,16 @@ except ImportError:  # of a torchvision to come: PIL's decoder does it
 
 IGNORE = DATA.ignore  # label value of pixels that take no part in losses and scores
 MAX_PIXELS = 80_000_000  # a header that claims more is refused before anything is decoded
-ENDINGS = (".jpg", ".jpeg", ".png")  # in small letters or large
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # in small letters or large
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # PIL's names; what a file holds counts
+FORMS = "JPEG, PNG, WebP, BMP or TIFF"
+TO_CONVERT = "HEIC or AVIF; convert a copy first, as with `heif-convert x.heic x.jpg` of libheif"
 ORIENTATION = 0x112  # EXIF's
 # Orientation -> quarter turns counter-clockwise, after a flip of the diagonal or of the columns.
 TURNS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 0, 6: 3, 7: 2, 8: 1}
 DIAGONAL, MIRRORED = (5, 7), (2, 4)
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras put into 16-bit files
-_noted: set[int] = set()
+_noted: set[str] = set()
 
 
 def voc_palette() -> list[int]:
@@ -43,12 +46,12 @@ VOC_COLOURS = np.array(voc_palette(), np.uint8).reshape(-1, 3)
 def open_checked(path: Path) -> Image.Image:
     """Open an image file without decoding it.
 
-    Raises InputError for a missing file, one that is no JPEG or PNG, one over `MAX_PIXELS`.
+    Raises InputError for a missing file, one of none of the FORMATS, one over `MAX_PIXELS`.
     """
     try:
         with warnings.catch_warnings():  # the limit below is stricter than the one PIL warns at
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=("JPEG", "PNG"))
+            image = Image.open(path, formats=FORMATS)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
     except Image.DecompressionBombError:
@@ -56,7 +59,10 @@ def open_checked(path: Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, TypeError, OverflowError) as error:
         if system := getattr(error, "strerror", None):  # PIL's errors have none
             raise InputError(f"{path}: {system}; make it readable") from None
-        raise InputError(f"{path}: not a readable JPEG or PNG; replace the file") from None
+        with open(path, "rb") as file:
+            is_heic = file.read(12)[4:8] == b"ftyp"
+        what = TO_CONVERT if is_heic else f"not a readable {FORMS}; replace the file"
+        raise InputError(f"{path}: {what}") from None
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height}"
         image.close()
@@ -64,7 +70,7 @@ def open_checked(path: Path) -> Image.Image:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF's, 1 to 8; 1, upright, where nothing right is said."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -78,7 +84,10 @@ def _orientation(image: Image.Image) -> int:
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of the upright image, from the header alone."""
     with open_checked(path) as image:
-        turned = TURNS[_orientation(image)] % 2 == 1 or _orientation(image) in DIAGONAL
+        turned = TURNS[orientation(image)] % 2 == 1 or orientation(image) in DIAGONAL
+        if turned and image.format == "TIFF":  # some versions of PIL have turned the size already
+            image.load()
+            turned = TURNS[orientation(image)] % 2 == 1 or orientation(image) in DIAGONAL
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -86,38 +95,54 @@ def read_image(path: Path) -> Tensor:
     """Read a photograph as uint8 RGB (3, H, W).
 
     Grey, CMYK, palette and 16-bit images are converted, and turned upright as EXIF says (no image
-    of VOC is). Ordinary JPEGs go through torchvision's decoder, about twice as fast as PIL's.
-    Raises InputError as `open_checked` does, and for a truncated file.
+    of VOC is); of several pages or frames the first is taken. Ordinary JPEGs go through
+    torchvision's decoder, about twice as fast as PIL's. Raises InputError as `open_checked` does,
+    and for a truncated file or one of 32 bits a pixel.
     """
-    with open_checked(path) as image:
-        orientation = _orientation(image)
+    with open_checked(path) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's of damage, torchvision's (0.29) at every JPEG
         try:
+            if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+                raise InputError(f"{path}: 32 bits a pixel; save it with 8 or 16")
+            pages = getattr(image, "n_frames", 1) if image.format in ("TIFF", "WEBP") else 1
+            if pages > 1:
+                _note("pages", f"{path}: of {pages} pages or frames the first is read")
             if image.format == "JPEG" and image.mode in ("RGB", "L") and decode_jpeg is not None:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of torchvision >= 0.29, at every call
-                    data = torch.from_numpy(np.fromfile(path, np.uint8))
-                    pixels = decode_jpeg(data, ImageReadMode.RGB)
+                data = torch.from_numpy(np.fromfile(path, np.uint8))
+                pixels = decode_jpeg(data, ImageReadMode.RGB)
+            elif image.mode.startswith("I"):  # 16-bit grey, which PIL would clip
+                grey = _eight_bits(np.asarray(image), path)
+                pixels = torch.from_numpy(grey).expand(3, -1, -1)
             else:
-                if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip
-                    image = Image.fromarray(_eight_bits(np.asarray(image), path))
                 pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except (RuntimeError, OSError, SyntaxError, ValueError, EOFError, MemoryError):
+            # Not before: PIL reads a whole PNG to tell, and would give what it has of a damaged
+            # one; of a TIFF it turns the pixels itself, and forgets that it was so.
+            turn = orientation(image)
+        except InputError:
+            raise
+        except Exception:  # what PIL raises for damaged files depends on the form
             raise InputError(f"{path}: truncated or damaged; replace the file") from None
-    if orientation in DIAGONAL:
+    if turn in DIAGONAL:
         pixels = pixels.transpose(1, 2)
-    if orientation in MIRRORED:
+    if turn in MIRRORED:
         pixels = pixels.flip(2)
-    return torch.rot90(pixels, TURNS[orientation], (1, 2)) if orientation != 1 else pixels
+    return torch.rot90(pixels, TURNS[turn], (1, 2)) if turn != 1 else pixels
+
+
+def _note(kind: str, text: str) -> None:
+    """Say something once, in one of the processes that load."""
+    worker = torch.utils.data.get_worker_info()
+    if kind not in _noted and (worker is None or worker.id == 0):
+        _noted.add(kind)
+        print(f"note: {text}", file=sys.stderr)
 
 
 def _eight_bits(grey: np.ndarray, path: Path) -> np.ndarray:
     """The upper 8 of the bits that are used; fewer than 16 are said once."""
     used = int(grey.max(initial=0)).bit_length()
     depth = next((bits for bits in DEPTHS if used <= bits), 16)
-    worker = torch.utils.data.get_worker_info()
-    if depth < 16 and depth not in _noted and (worker is None or worker.id == 0):
-        _noted.add(depth)
-        print(f"note: {path}: 16-bit file with {depth} bits used, read as {depth}", file=sys.stderr)
+    if depth < 16:
+        _note(f"{depth} bits", f"{path}: 16-bit file with {depth} bits used, read as {depth}")
     return (grey.astype(np.int64) >> (depth - 8)).clip(0, 255).astype(np.uint8)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+PACKED = "tiff_lzw", "tiff_deflate", "jpeg", "packbits"
 JUNK = (
     None,
     True,
@@ -110,6 +111,24 @@ def pngs(_: Path) -> list[bytes]:
     return [encoded(image, "PNG") for image in kinds]
 
 
+def webps(_: Path) -> list[bytes]:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 56, 4), np.uint8))
+    return [encoded(image, "WEBP") for image in (photo, photo.convert("RGB"))]
+
+
+def bmps(_: Path) -> list[bytes]:
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 56, 3), np.uint8))
+    return [encoded(photo.convert(mode), "BMP") for mode in ("RGB", "P", "L", "1")]
+
+
+def tiffs(_: Path) -> list[bytes]:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 56, 4), np.uint8)
+    photo, deep = Image.fromarray(pixels), Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    kinds = [photo, photo.convert("RGB"), photo.convert("CMYK"), photo.convert("P"), deep]
+    packed = [encoded(photo.convert("RGB"), "TIFF", compression=how) for how in PACKED]
+    return [*(encoded(image, "TIFF") for image in kinds), *packed]
+
+
 def masks(folder: Path) -> list[bytes]:
     label = np.random.default_rng(0).integers(0, 4, (48, 64)).astype(np.uint8)
     label[:5] = 255
@@ -181,6 +200,9 @@ def other_records(_: Path) -> list[bytes]:
 REPEATS = {
     "image JPEG": ("JPEGImages/train0.jpg", jpegs, images.read_image, 350),
     "image PNG": ("JPEGImages/p.png", pngs, images.read_image, 250),
+    "image WebP": ("JPEGImages/p.webp", webps, images.read_image, 150),
+    "image BMP": ("JPEGImages/p.bmp", bmps, images.read_image, 150),
+    "image TIFF": ("JPEGImages/p.tif", tiffs, images.read_image, 250),
     "image header": ("JPEGImages/train0.jpg", jpegs, images.image_size, 100),
     "mask PNG": ("SegmentationClass/m.png", masks, lambda p: images.read_label(p, 4), 350),
     "XML": ("Annotations/a.xml", annotations, read_annotation, 250),

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import unicodedata
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,13 +14,9 @@ from core import files
 from core.data import images
 from core.errors import InputError
 
-import numpy as np
-from PIL import Image, ImageOps
-
-CONVERTED = (".webp", ".bmp", ".tif", ".tiff")
 REFUSED = (".heic", ".heif", ".avif")
-TO_CONVERT = "HEIC or AVIF; convert a copy first, as with `heif-convert x.heic x.jpg` of libheif"
-ENDINGS = (*images.ENDINGS, *CONVERTED, *REFUSED)
+ENDINGS = (*images.ENDINGS, *REFUSED)
+KEPT = {form: (".jpg", ".jpeg", ".png") for form in ("JPEG", "MPO", "PNG")}  # others become PNGs
 
 
 class Picture(NamedTuple):
@@ -144,67 +139,23 @@ def _any_case(text: str) -> str:
 
 def probe(picture: Picture) -> Probe:
     """Decode a picture; InputError for one that is damaged or of a form that is not taken."""
-    with _opened(picture.path) as image:
-        form, pages = image.format, getattr(image, "n_frames", 1)
-        orientation = _orientation(image)
-    if form in ("JPEG", "MPO", "PNG") and picture.path.suffix.lower() in images.ENDINGS:
-        height, width = images.read_image(picture.path).shape[1:]
-        return Probe((height, width), orientation > 1, convert=False)
-    upright = _decoded(picture.path)
-    return Probe((upright.height, upright.width), orientation > 1, convert=True, pages=pages)
+    path = picture.path
+    if path.suffix.lower() in REFUSED:
+        raise InputError(f"{path}: {images.TO_CONVERT}")
+    with images.open_checked(path) as image:
+        pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+        turned = images.orientation(image) > 1
+        kept = KEPT.get(image.format, ())
+    height, width = images.read_image(path).shape[1:]
+    return Probe((height, width), turned, path.suffix.lower() not in kept, pages)
 
 
 def write(picture: Picture, what: Probe, upright: bool, stem: Path) -> None:
     """Copy or convert a picture to `stem` and an ending; upright: turn it as its EXIF says."""
-    png = stem.with_name(stem.name + ".png")
-    if what.convert:
-        image = _decoded(picture.path)
-        with files.atomic_path(png) as temporary:
-            image.save(temporary, format="PNG")
-    elif upright and what.turned:
+    if what.convert or (upright and what.turned):
+        png = stem.with_name(stem.name + ".png")
         images.write_png(png, images.as_array(images.read_image(picture.path)))
-    else:
-        path = stem.with_name(stem.name + picture.path.suffix.lower())
-        with files.naming(path):
-            shutil.copyfile(picture.path, path)
-
-
-def _opened(path: Path) -> Image.Image:
-    """Open an image of any form taken here, by what it holds: names may say another."""
-    with open(path, "rb") as file:
-        head = file.read(12)
-    if head[4:8] == b"ftyp" or path.suffix.lower() in REFUSED:
-        raise InputError(f"{path}: {TO_CONVERT}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP", "TIFF"))
-    except Exception:  # what PIL raises for damaged files depends on the form
-        raise InputError(f"{path}: not a readable picture; replace the file") from None
-    if image.width * image.height > images.MAX_PIXELS:
-        image.close()
-        raise InputError(f"{path}: more than {images.MAX_PIXELS} pixels; resize the image")
-    return image
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(images.ORIENTATION, 1))
-    except Exception:  # damaged EXIF data; the loaders ignore it as well
-        return 1
-
-
-def _decoded(path: Path) -> Image.Image:
-    """The first page of a picture, upright, in RGB, or grey of 16 bits."""
-    with _opened(path) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if image.mode in ("I", "F"):
-            raise InputError(f"{path}: 32 bits a pixel; save it with 8 or 16")
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
-            if image.mode.startswith("I;16"):
-                return Image.fromarray(np.asarray(upright).astype(np.uint16))
-            return upright.convert("RGB")
-        except Exception:
-            raise InputError(f"{path}: truncated or damaged; replace the file") from None
+        return
+    path = stem.with_name(stem.name + picture.path.suffix.lower())
+    with files.naming(path):
+        shutil.copyfile(picture.path, path)
