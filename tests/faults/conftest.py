@@ -19,6 +19,16 @@ def helpers(tmp_path_factory) -> Iterator[list[Helper]]:
         helper.close()
 
 
+def pytest_sessionfinish(session) -> None:
+    if hasattr(session.config, "workeroutput"):  # of pytest-xdist's: the rows go to the parent
+        session.config.workeroutput["rows"] = [list(entry) for entry in ROWS]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    ROWS.extend(map(tuple, getattr(node, "workeroutput", {}).get("rows", ())))
+
+
 def pytest_terminal_summary(terminalreporter, config) -> None:
     if ROWS and config.getoption("markexpr") != "not faults":
         terminalreporter.section("faults injected")
