@@ -3,9 +3,10 @@
 
     python tools/doctor.py --data VOCdevkit/VOC2012 --out runs/voc
 
-Takes seconds. One line a finding: ok, warn or FAIL, what was found, what to do about it; exit
-status 1 if any says FAIL. Give the options of the planned training. What memory and disk it needs
-is an estimate: tools/budget.py tells how it is made.
+One line a finding: ok, warn or FAIL, what was found, what to do about it; the last line says ready,
+or what comes first; exit status 1 if any says FAIL. Takes seconds, and with --data as long as it
+takes to decode every picture and mask once. Give the options of the planned training. What memory
+and disk it needs is an estimate: tools/budget.py tells how it is made.
 """
 
 import argparse
@@ -28,7 +29,6 @@ from core.run.main import SAVERS, run_main
 from core.run.options import OneLineParser, integer, scale, side
 from tools import steps
 
-LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
 CORES = len(os.sched_getaffinity(0))
 PACKAGES = dict.fromkeys(("numpy", "PIL", "tqdm"), "pip install -r requirements.txt") | {
     "torch": "pip install -U torch torchvision; 2.4 or later is needed",
@@ -140,33 +140,11 @@ def check_weights(args: argparse.Namespace) -> Findings:
 
 
 def check_data(args: argparse.Namespace) -> Findings:
-    from core.data import datasets, images
+    from tools import data_pass  # needs torch
 
     if args.data is None:
-        yield "warn", "data", "not checked; needs are estimated for VOC", "give --data ROOT"
-        return
-    data = datasets.DataRoot(args.data)
-    ids = data.ids(args.split)
-    data.image_labels(ids)
-    missing = data.missing_images(ids)
-    found = f"{args.split}: {len(ids)} images with labels, {len(missing)} images missing"
-    remedy = f"{min(missing, default='')} is the first; tools/prepare_voc.py names them all"
-    yield "FAIL" if missing else "ok", "data", found, remedy
-    for split in ("train_aug", "train", "val", "test"):
-        if not (data.root / "ImageSets" / "Segmentation" / f"{split}.txt").exists():
-            level = "ok" if split == "test" else "warn"
-            yield level, "list", f"no {split}.txt", "data/README.md says what it is for"
-            continue
-        listed, published = data.ids(split), (LISTS / f"{split}.txt").read_text().split()
-        same = data.classes != datasets.VOC_CLASSES or set(listed) == set(published)
-        found = f"{split} has {len(listed)} ids" + ("" if same else f", VOC's {len(published)}")
-        remedy = "figures will not compare with published ones"
-        yield "ok" if same else "warn", "list", found, remedy
-        if split in ("train", "val"):
-            masks = sum(data.mask_path(i).exists() for i in listed)
-            found = f"{masks} of {len(listed)} images of {split} have one"
-            images.check_classes(p for i in listed if (p := data.mask_path(i)).exists())
-            yield "ok" if masks == len(listed) else "warn", "masks", found, "no score without"
+        return [("warn", "data", "not checked; needs are estimated for VOC", "give --data ROOT")]
+    return data_pass.check(args.data, args.split, CORES if args.workers is None else args.workers)
 
 
 def check_output(args: argparse.Namespace) -> Findings:
@@ -258,7 +236,13 @@ def main(argv: list[str] | None = None) -> None:
         names = ("level", "what", "found", "remedy")
         rows = [dict(zip(names, finding, strict=True)) for finding in findings]
         files.write_json(args.json, {"findings": rows})
-    sys.exit(int(any(level == "FAIL" for level, *_ in findings)))
+    failed = [
+        f"{what}: {found} -> {remedy}" for level, what, found, remedy in findings if level == "FAIL"
+    ]
+    warned = sum(level == "warn" for level, *_ in findings)
+    ready = f"ready; {warned} warnings" if warned else "ready"
+    print(f"not ready; first {failed[0]}" if failed else ready)
+    sys.exit(int(bool(failed)))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,9 @@ class DataRoot:
         if not root.is_dir():
             raise InputError(f"{root}: no such directory; give the data root with --data")
         if not (root / "JPEGImages").is_dir():
-            raise InputError(f"{root / 'JPEGImages'}: no such directory; see data/README.md")
+            inside = sorted(root.glob("*/JPEGImages")) + sorted(root.glob("*/*/JPEGImages"))
+            remedy = f"is {inside[0].parent} meant?" if inside else "see data/README.md"
+            raise InputError(f"{root / 'JPEGImages'}: no such directory; {remedy}")
         path = root / "classes.txt"
         self.classes: list[str] = VOC_CLASSES
         self.background = True
@@ -192,6 +194,8 @@ def _other_spelling(name: str, known: Iterable[str]) -> str:
             return f" (is it a CSV file? it has {other[:40]!r}: separate by spaces or tabs)"
         if " " in other and name in other.split():
             return f" (it has {other!r}: where names hold spaces, separate by tabs)"
+        if " " in name and other in name.split():
+            return f" (it has {other!r}: where a line holds a tab, separate all by tabs)"
     return ""
 
 
