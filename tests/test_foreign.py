@@ -143,9 +143,14 @@ def test_out_and_in_again(inputs, tmp_path, form):
         else:
             assert (one.cam == two.cam).all()
     STAGES["affinity_labels"].run(inputs, tmp_path, "--scores", ours)
-    if form == "irn":
-        for path in (tmp_path / "affinity_labels").glob("*.png"):
-            assert path.read_bytes() == (inputs / "affinity_labels" / path.name).read_bytes()
+    STAGES["rw"].run(inputs, tmp_path, "--scores", ours)
+    STAGES["pseudo"].run(inputs, tmp_path, "--scores", tmp_path / "rw")
+    if form != "seam":
+        for folder in ("affinity_labels", "rw", "pseudo"):
+            results = [p for p in (tmp_path / folder).iterdir() if p.suffix in (".png", ".npz")]
+            assert len(results) == 8
+            for path in results:
+                assert path.read_bytes() == (inputs / folder / path.name).read_bytes()
 
 
 def test_a_file_that_is_missing(data_root, tmp_path):

@@ -13,87 +13,26 @@ from core.errors import InputError
 from core.run.main import run_main
 from tools import coco, prepare_coco
 
+import made_up_coco
 import numpy as np
 import pytest
-from PIL import Image
-
-# COCO's category ids: id 13 is class 12, 28 is class 26, 90 is class 80.
-GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-CATEGORIES = {i: f"thing {i}" for i in range(1, 91) if i not in GAPS}
-CATEGORIES |= {1: "person", 11: "fire hydrant", 13: "stop sign", 28: "umbrella", 90: "toothbrush"}
-N_LABELS = 81
-SIZE = (40, 60)  # (H, W)
-COUNTS = {"train": 8, "val": 4}
-EMPTY = ("train7", "val3")  # images without objects
-
-
-def box(x: float, y: float, width: float, height: float) -> list[list[float]]:
-    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
-
-
-def crowd(inside: np.ndarray) -> dict[str, Any]:
-    """Uncompressed RLE of a mask: columns first, runs of 0 and 1 in turn, from 0."""
-    flat = np.concatenate([[0], inside.ravel(order="F").astype(int), [2]])
-    runs = np.diff([0, *np.flatnonzero(np.diff(flat))])
-    return {"size": list(inside.shape), "counts": runs.tolist()}
-
-
-def objects() -> dict[str, list[dict[str, Any]]]:
-    """The annotations of every image, by the image's name."""
-    band = np.zeros(SIZE, bool)
-    band[30:36, 5:50] = True
-    large = {"category_id": 1, "area": 900, "segmentation": box(5, 5, 30, 30), "iscrowd": 0}
-    small = {"category_id": 13, "area": 100, "segmentation": box(15, 15, 10, 10), "iscrowd": 0}
-    tie = {"category_id": 28, "area": 100, "segmentation": box(20, 15, 10, 10), "iscrowd": 0}
-    many = {"category_id": 90, "area": int(band.sum()), "segmentation": crowd(band), "iscrowd": 1}
-    parts = box(40, 2, 8, 8) + box(50, 20, 6.5, 9.25) + [[1.0, 1.0, 2.0, 2.0]]
-    split = {"category_id": 11, "area": 120, "segmentation": parts, "iscrowd": 0}
-    found = {f"train{i}": [[large, small], [many, large], [split]][i % 3] for i in range(7)}
-    found |= {"val0": [small, large, tie], "val1": [many, split, large], "val2": [split, small]}
-    return found | {name: [] for name in EMPTY}
-
-
-def image_id(split: str, number: int) -> str:
-    return f"COCO_{split}2014_{number:012d}"
-
-
-def number_of(split: str, i: int) -> int:
-    return (1 if split == "train" else 101) + 3 * i
+from made_up_coco import (
+    CATEGORIES,
+    COUNTS,
+    N_LABELS,
+    SIZE,
+    crowd,
+    image_id,
+    number_of,
+    objects,
+)
+from made_up_coco import prepare as run
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """train2014/, val2014/ and annotations, listed in no order."""
-    rng = np.random.default_rng(0)
-    for split, count in COUNTS.items():
-        folder = tmp_path / f"{split}2014"
-        folder.mkdir()
-        pictures, annotations = [], []
-        for i in reversed(range(count)):
-            number = number_of(split, i)
-            file = f"{image_id(split, number)}.jpg"
-            pixels = rng.integers(0, 255, (*SIZE, 3)).astype(np.uint8)
-            Image.fromarray(pixels).convert("L" if i == 1 else "RGB").save(folder / file)
-            size = {"height": SIZE[0], "width": SIZE[1]}
-            pictures.append({"id": number, "file_name": file, **size})
-            for each in objects()[f"{split}{i}"]:
-                annotations.append({"id": len(annotations), "image_id": number, **each})
-        categories = [{"id": i, "name": name} for i, name in reversed(CATEGORIES.items())]
-        value = {"images": pictures, "annotations": annotations, "categories": categories}
-        (tmp_path / f"instances_{split}2014.json").write_text(json.dumps(value))
+    made_up_coco.write(tmp_path, objects())
     return tmp_path
-
-
-def run(source: Path, *more: str) -> Path:
-    """Run the tool; the data root."""
-    out = source / "coco"
-    command = ["prepare_coco.py", "--out", str(out), "--jobs", "1", "--annotations"]
-    command += [str(source / f"instances_{split}2014.json") for split in COUNTS]
-    command += ["--images", *(str(source / f"{split}2014") for split in COUNTS), *more]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", command)
-        prepare_coco.main()
-    return out
 
 
 def change(source: Path, split: str, edit: Any) -> None:
@@ -163,18 +102,10 @@ def test_masks_are_pycocotools_decoding_smallest_on_top(source):
     from pycocotools.coco import COCO
 
     root = run(source, "--train-masks")
-    category = dict(zip(CATEGORIES, range(1, 81), strict=True))
     for split in COUNTS:
         api = COCO(str(source / f"instances_{split}2014.json"))
         for name in DataRoot(root).ids(split):
-            number = int(name[-12:])
-            expected = np.zeros(SIZE, np.uint8)
-            for each in sorted(api.imgToAnns[number], key=lambda a: a["area"]):
-                if isinstance(each["segmentation"], list):  # pycocotools refuses lines
-                    kept = [part for part in each["segmentation"] if len(part) >= 6]
-                    each = each | {"segmentation": kept}
-                inside = (api.annToMask(each) > 0) & (expected == 0)
-                expected[inside] = category[each["category_id"]]
+            expected = made_up_coco.expected_mask(api, int(name[-12:]))
             path = root / "SegmentationClass" / f"{name}.png"
             np.testing.assert_array_equal(read_label(path, N_LABELS, SIZE), expected)
     mask = read_label(root / "SegmentationClass" / f"{image_id('val', 101)}.png", N_LABELS)
