@@ -102,6 +102,15 @@ def test_names_of_pictures(tmp_path: Path) -> None:
         index.find(["1.jpg"], tmp_path)
 
 
+def test_coco_run_lengths_as_pycocotools_packs_them() -> None:
+    mask = pytest.importorskip("pycocotools.mask")
+    drawn = np.random.default_rng(3).random((40, 300)) < 0.02
+    packed = mask.encode(np.asfortranarray(drawn.astype(np.uint8)))["counts"]
+    for counts in (packed, packed.decode()):
+        found = regions.runs(regions.unpack_coco(counts), (40, 300), "F", (0, 0), (40, 300))
+        assert np.array_equal(found, drawn)
+
+
 def test_a_brush_as_label_studio_packs_it() -> None:
     packed = [0, 0, 0, 18, 57, 27, 252, 96, 32, 1, 0, 6, 0, 40, 0, 192, 3, 128, 17, 56, 32]
     values = [1, 1, 1, 1, 2, 3, 5, 6, 7, 8, 4, 4, 4, 4, 4, 4, 4, 4]  # a vector of its own tests

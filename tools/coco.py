@@ -12,6 +12,7 @@ from core import files
 from core.data import images
 from core.data.datasets import check_name
 from core.errors import InputError
+from tools.own import regions
 
 import numpy as np
 
@@ -131,26 +132,10 @@ def _runs(mask: Any, shape: dict[str, Any], size: tuple[int, int]) -> dict[str, 
     if list(shape["size"]) != list(size):
         raise ValueError("another size")
     counts = shape["counts"]
-    runs = np.asarray(counts if isinstance(counts, list) else _unpack(counts), np.int64)
+    runs = np.asarray(counts if isinstance(counts, list) else regions.unpack_coco(counts), np.int64)
     if runs.min(initial=0) < 0 or runs.sum() != size[0] * size[1]:
         raise ValueError("other runs than pixels")
     return mask.frPyObjects({"size": list(size), "counts": runs.tolist()}, *size)
-
-
-def _unpack(text: str | bytes) -> list[int]:
-    """The runs of a compressed RLE: 5 bits a character, differences to the last but one run."""
-    counts: list[int] = []
-    value = shift = 0
-    for code in text.encode() if isinstance(text, str) else text:
-        bits = code - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32 and shift < 64:
-            continue
-        value -= (bits & 16) << (shift - 4)  # the sign
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    return counts
 
 
 def draw(picture: Picture, where: str) -> np.ndarray:

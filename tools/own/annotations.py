@@ -16,7 +16,6 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from core import files
-from core.data.images import MAX_PIXELS
 from core.errors import InputError
 from tools.own import regions, table
 from tools.own.regions import Shape
@@ -232,7 +231,7 @@ def _coco(value: dict, path: Path) -> tuple[list[Entry], list[str]]:
     for each in value["annotations"]:
         if (number := each["category_id"]) not in names:
             raise InputError(f"{path}: category {number} is not among the categories; {AGAIN}")
-        shapes[each["image_id"]].append(_coco_shape(names[number], each, path))
+        shapes[each["image_id"]].append(_coco_shape(names[number], each))
     entries = []
     for image in value["images"]:
         size = (int(image["height"]), int(image["width"])) if image.get("width") else None
@@ -240,10 +239,10 @@ def _coco(value: dict, path: Path) -> tuple[list[Entry], list[str]]:
     return entries, [names[number] for number in sorted(names)]
 
 
-def _coco_shape(name: str, each: dict, path: Path) -> Shape:
+def _coco_shape(name: str, each: dict) -> Shape:
     drawn = each.get("segmentation")
     if isinstance(drawn, dict):
-        return Shape(name, partial(_coco_runs, drawn, path))
+        return Shape(name, partial(_coco_runs, drawn))
     if drawn:
         rings = [regions.points_of(zip(ring[::2], ring[1::2], strict=True)) for ring in drawn]
         return regions.polygon(name, [ring for ring in rings if len(ring) > 2])
@@ -253,15 +252,8 @@ def _coco_shape(name: str, each: dict, path: Path) -> Shape:
     return regions.box(name, regions.points_of([(x, y), (x + width, y + height)]))
 
 
-def _coco_runs(drawn: dict, path: Path, size: tuple[int, int]) -> np.ndarray:
-    height, width = map(int, drawn["size"])
-    if isinstance(drawn["counts"], list):
-        return regions.runs(drawn["counts"], (height, width), "F", (0, 0), size)
-    try:
-        from pycocotools import mask
-    except Exception:  # missing, or built for another NumPy
-        remedy = "pip install pycocotools, or leave out --with-masks"
-        raise InputError(f"{path}: a mask in COCO's compressed RLE; {remedy}") from None
-    if height * width > MAX_PIXELS:
-        raise ValueError("too large a mask")
-    return regions.place(mask.decode(drawn) > 0, 0, 0, size)
+def _coco_runs(drawn: dict, size: tuple[int, int]) -> np.ndarray:
+    counts, shape = drawn["counts"], (int(drawn["size"][0]), int(drawn["size"][1]))
+    if not isinstance(counts, list):
+        counts = regions.unpack_coco(counts)
+    return regions.runs(counts, shape, "F", (0, 0), size)
