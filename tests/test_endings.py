@@ -103,6 +103,53 @@ def test_a_signal_inside_a_destructor(name):
     assert end.stderr.splitlines()[-1] == f"{words}; start it again"
 
 
+SAVING = """
+import os, signal, sys
+import torch
+from core.run import checkpoint, main
+
+def save():
+    left = at
+    def trace(frame, event, _):
+        nonlocal left
+        code = frame.f_code
+        if code.co_name != "__exit__" or code.co_filename != torch.serialization.__file__:
+            return None
+        left -= event == "line"
+        if left == 0 and event == "line":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return trace
+    sys.settrace(trace)
+    checkpoint.save(main.Path("model.pt"), {"a": torch.zeros(100_000), "b": torch.ones(7)})
+    sys.settrace(None)
+
+at = 0
+while True:
+    at += 1
+    child = os.fork()
+    if child == 0:
+        main.run_main(save)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status)
+    if status == 0:
+        break
+"""
+
+
+def test_a_signal_inside_a_checkpoint_s_end(tmp_path):
+    """At every line of the end of torch's zip writer, which aborted when its file was closed."""
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", SAVING]
+    process = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
+    )
+    *stopped, last = process.stdout.split()
+    assert len(stopped) > 3 and set(stopped) == {"143"} and last == "0", process.stderr
+    assert set(said(process.stderr)) == {"stopped by SIGTERM; start it again"}
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
+
+
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
 def test_ctrl_c_at_any_moment(inputs, tmp_path, seconds):
     """During the imports too, and three in a row."""

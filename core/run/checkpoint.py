@@ -10,6 +10,7 @@ from typing import Any
 from core.data.datasets import check_name, class_difference
 from core.errors import InputError, out_of_memory
 from core.files import atomic_path
+from core.run.main import signals_held
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,9 @@ def save(path: Path, value: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values with `torch.save`, all of it or nothing."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(value, file)  # given a path it would write the temporary name into the file
-        except RuntimeError as error:  # torch's zip writer hides a full disk, and a signal as well
+            with signals_held():  # given a path it would write the temporary name into the file
+                torch.save(value, file)
+        except RuntimeError as error:  # torch's zip writer hides a full disk
             if error.__context__ is not None:
                 raise error.__context__ from None
             message = f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?"

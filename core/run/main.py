@@ -13,8 +13,9 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NoReturn
@@ -141,6 +142,33 @@ def _interrupt(count: int) -> None:
         raise KeyboardInterrupt
     if count >= PATIENCE:
         os._exit(128 + signal.SIGINT)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold Ctrl-C and `STOPS` back where halfway is worse than late.
+
+    Processes that start would die with a traceback, torch's zip writer would abort. The mask is for
+    the processes, which inherit it (`parallel.ignore_interrupts` lifts it); here another thread may
+    take the signal, so it is noted as well.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signals, noted = (signal.SIGINT, *STOPS), list[int]()
+    before = {s: signal.getsignal(s) for s in signals}
+    for name, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(name, lambda number, _: noted.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        for name, handler in before.items():
+            signal.signal(name, handler)
+        for number in noted:
+            signal.raise_signal(number)
 
 
 def _run(main: Callable[[], None], parser: ParserMaker) -> None:

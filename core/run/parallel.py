@@ -14,7 +14,7 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
 from core.run import distributed
-from core.run.main import STOPS
+from core.run.main import STOPS, signals_held
 
 import torch
 from torch.utils.data import DataLoader
@@ -37,32 +37,6 @@ def ignore_interrupts(_: int = 0) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     sys.excepthook = lambda *_: None  # of a thread whose parent has left; errors go another way
     torch.set_num_threads(1)
-
-
-@contextlib.contextmanager
-def signals_held() -> Iterator[None]:
-    """Hold Ctrl-C and `STOPS` back while processes start: halfway they would die with a traceback.
-
-    The mask is for the processes, which inherit it (`ignore_interrupts` lifts it); here another
-    thread may take the signal, so it is noted as well.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signals, noted = (signal.SIGINT, *STOPS), list[int]()
-    before = {s: signal.getsignal(s) for s in signals}
-    for name, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(name, lambda number, _: noted.append(number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        for name, handler in before.items():
-            signal.signal(name, handler)
-        for number in noted:
-            signal.raise_signal(number)
 
 
 def read_ahead(dataset: Any, workers: int, **how: Any) -> Iterator[Any]:
