@@ -145,7 +145,7 @@ def test_a_signal_inside_a_checkpoint_s_end(tmp_path):
         command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120
     )
     *stopped, last = process.stdout.split()
-    assert len(stopped) > 3 and set(stopped) == {"143"} and last == "0", process.stderr
+    assert len(stopped) > 1 and set(stopped) == {"143"} and last == "0", process.stderr
     assert set(said(process.stderr)) == {"stopped by SIGTERM; start it again"}
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
 
