@@ -33,9 +33,10 @@ class Helper:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        # Unbuffered: `select` below must see a line that came together with the one before.
         self.process = subprocess.Popen(
             [sys.executable, str(POWER_CUT)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
         )  # fmt: skip
 
     def start(
@@ -50,7 +51,7 @@ class Helper:
         cut = {"at": at, "below": str(out / stage.folders[0]), "log": str(log)}
         request = {"script": stage.script, "arguments": arguments, "stderr": str(stderr)}
         request |= {"cut": cut, "ranks": ranks, "pool": pool}
-        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
         child = int(self.process.stdout.readline())
         if not select.select([self.process.stdout], [], [], LIMIT)[0]:
             os.killpg(child, signal.SIGKILL)
