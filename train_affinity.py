@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {
         **data.inputs(ids, verify=args.verify),
         "labels": artefacts.read_labels(args.labels, ids, data, True),
-        "weights": weights.digest(args.weights),
+        "weights": weights.digest(args.weights, start),
     }
     with Run("train_affinity", args, device, "model", data.classes, inputs, plan.resolved()) as run:
         if run.finished:

@@ -42,6 +42,10 @@ def get_args_parser() -> options.Parser:
     words = "L_re on the classes in the image, or on all (the paper's formula)"
     p.add_argument("--masking", choices=("labels", "none"), default="labels", help=words)
     p.add_constant(stage, "grid", options.integer(1, 64), "tiles per side")
+    words = "drop: leave the cells at the tiles' seams out of L_re; for small crops"
+    p.add_argument("--re-seams", choices=("keep", "drop"), default="keep", help=words)
+    words = "relative: L_re on maps divided by their maximum; for small crops"
+    p.add_argument("--re-scale", choices=("raw", "relative"), default="raw", help=words)
     return p
 
 
@@ -64,6 +68,8 @@ def step(
     p_cls: bool = True,
     re: bool = True,
     masked: bool = True,
+    seams: int = 0,
+    relative: bool = False,
 ) -> None:
     """One update on a batch of `trainer.batches`: L = L_cls + L_p-cls + alpha * L_re."""
     network = trainer.network
@@ -73,7 +79,7 @@ def step(
             a_re = None  # A_re: those of their tiles, put together again
             if p_cls or re:
                 a_re = merge(network(tile(images, grid)), grid)
-            loss, terms = losses.puzzle(a, a_re, labels, alpha, p_cls, re, masked)
+            loss, terms = losses.puzzle(a, a_re, labels, alpha, p_cls, re, masked, seams, relative)
         trainer.backward(loss, **terms)
     trainer.update()
 
@@ -91,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     network = Classifier(args.backbone, len(data.classes), start)
 
     inputs = data.inputs(ids, labels, verify=args.verify)
-    inputs["weights"] = weights.digest(args.weights)
+    inputs["weights"] = weights.digest(args.weights, start)
     run = Run("train_classification", args, device, "model", data.classes, inputs, plan.resolved())
     with run:
         if run.finished:
@@ -102,8 +108,9 @@ def main(argv: list[str] | None = None) -> None:
         view = RandomView(args.sides, args.crop)
         for batch in trainer.batches(TrainingViews(data, ids, view, args.seed, labels)):
             alpha = losses.alpha(trainer.step, plan.max_step, args.alpha, args.alpha_ramp)
-            masked = args.masking == "labels"
-            step(trainer, batch, alpha, args.grid, args.p_cls, args.re, masked)
+            masked, relative = args.masking == "labels", args.re_scale == "relative"
+            seams = args.grid if args.re_seams == "drop" else 0
+            step(trainer, batch, alpha, args.grid, args.p_cls, args.re, masked, seams, relative)
         trainer.finish(data.classes)
         run.finish(steps=trainer.step)
 

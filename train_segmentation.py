@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = {
         **data.inputs(ids, verify=args.verify),
         "labels": artefacts.read_labels(args.labels, ids, data, False),
-        "weights": weights.digest(args.weights),
+        "weights": weights.digest(args.weights, start),
     }
     run = Run("train_segmentation", args, device, "model", data.classes, inputs, plan.resolved())
     with run:

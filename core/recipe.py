@@ -113,7 +113,6 @@ class AFFINITY(Training):
     rate_factors: tuple[int, int, int, int] = (1, 1, 1, 1)  # one group, biases decay too
     edge_channels: int = 32  # of each tap
     norm_groups: int = 4
-    upsampling: tuple[int, ...] = (1, 1, 2, 4, 4)  # of the five taps, to stride 4
     radius: int = 10  # of pairs, in stride-4 pixels
     loss_weights: tuple[float, float, float] = (0.25, 0.25, 0.5)  # L_bgpos, L_fgpos, L_neg
     epsilon: float = 1e-5  # in the logarithms

@@ -4,7 +4,7 @@
 # times that with a ResNeSt-269; SMALL=1: 10 minutes for 2 seeds on 2 CPU cores. What it has in
 # common with Tables 1 and 3 is computed once.
 # Paper: ResNet-50 51.53/64.16/64.70, ResNeSt-50 57.59/69.48/69.91, ResNeSt-101 61.85/71.92/72.46,
-# ResNeSt-269 62.45/74.14/74.67. ResNeSts need requirements-resnest.txt. Variables: see Table 1.
+# ResNeSt-269 62.45/74.14/74.67. ResNeSts need requirements-timm.txt. Variables: see Table 1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -n "${SMALL:-}" ]; then source scripts/setup.sh; setup requirements.txt; fi

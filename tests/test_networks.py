@@ -23,7 +23,7 @@ def test_backbone_taps_and_stride(name):
     if name in backbones.TIMM:
         pytest.importorskip("timm")
     with torch.device("meta" if name in backbones.TIMM else "cpu"), torch.no_grad():
-        network = backbones.Backbone(name).eval()
+        network = backbones.build(name).eval()
         taps = network(torch.zeros(1, 3, 64, 96))
     assert [t.shape[1] for t in taps] == network.channels
     assert [64 // t.shape[2] for t in taps] == [4, 4, 8, 16, 16]
@@ -37,7 +37,7 @@ def test_backbone_is_torchvisions_but_for_the_stride(tmp_path):
     reference = torchvision.models.resnet50()
     torch.save(reference.state_dict(), tmp_path / "resnet50.pth")
     state = weights.load(tmp_path / "resnet50.pth", "resnet50")
-    ours = backbones.Backbone("resnet50", state).eval()
+    ours = backbones.build("resnet50", state).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         x = reference.maxpool(reference.relu(reference.eval().bn1(reference.conv1(images))))
@@ -56,7 +56,7 @@ def test_weights_of_other_networks_are_refused(tmp_path):
     checkpoint.save_model(path, network, ["a", "b", "c"])
     with pytest.raises(InputError, match="holds a resnet18, not a resnet50"):
         weights.load(path, "resnet50")
-    again = backbones.Backbone("resnet18", weights.load(path, "resnet18"))
+    again = backbones.build("resnet18", weights.load(path, "resnet18"))
     for mine, theirs in zip(again.parameters(), network.backbone.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -213,7 +213,7 @@ def test_resnest_taps_stride_groups_and_weights(name, tmp_path):
 
 def test_resnest_without_timm_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(InputError, match=r"requirements-resnest\.txt"):
+    with pytest.raises(InputError, match=r"requirements-timm\.txt"):
         Classifier("resnest50", 3)
 
 
@@ -236,7 +236,7 @@ def test_resnest_golden():
     """The authors' ResNeSt-50 in float64, on weights that a formula gives."""
     pytest.importorskip("timm")
     g = golden("resnest50_stride16")
-    network = backbones.Backbone("resnest50").double().eval()
+    network = backbones.build("resnest50").double().eval()
     with torch.no_grad():
         assert fill_by_formula(network, int(g["seed"])) == g["tensors"]
         taps = network(torch.from_numpy(g["image"]))
@@ -252,7 +252,7 @@ def test_resnest_golden():
 def test_resnest_layer4_is_dilated_after_its_first_block(name, blocks):
     pytest.importorskip("timm")
     with torch.device("meta"):
-        network = backbones.Backbone(name).eval()
+        network = backbones.build(name).eval()
         taps = network(torch.zeros(1, 3, 64, 96))
     assert taps[4].shape == (1, 2048, 4, 6) and len(network.layer4) == blocks
     for where, module in network.named_modules():

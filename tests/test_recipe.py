@@ -86,7 +86,6 @@ TABLE: dict[str, dict[str, Any]] = {
         "sides": (320, 640),
         "edge_channels": 32,
         "norm_groups": 4,
-        "upsampling": (1, 1, 2, 4, 4),
         "radius": 10,
         "loss_weights": (0.25, 0.25, 0.5),
         "epsilon": 0.00001,

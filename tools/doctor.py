@@ -123,7 +123,7 @@ def check_weights(args: argparse.Namespace) -> Findings:
         weights.load(args.weights, args.backbone)
         return [("ok", "weights", f"{args.weights}, for {args.backbone}", "")]
     if args.backbone not in weights.IMAGENET:
-        backbones.Backbone(args.backbone)  # says what to install, or which names there are
+        backbones.build(args.backbone)  # says what to install, or which names there are
         found = f"timm downloads those of {args.backbone} at the first start"
         return [("ok", "weights", found, "")]
     url = weights.IMAGENET[args.backbone].url
@@ -207,7 +207,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("runs"), help="where the runs will be (runs)")
     stages = tuple(step.script for step in steps.STEPS)
     p.add_argument("--stage", nargs="+", choices=stages, default=stages, help="default: all")
-    p.add_argument("--backbone", default="resnet50", help="resnet50")
+    p.add_argument("--backbone", default="resnet50", help="of the trainings (resnet50)")
     p.add_argument("--weights", default="imagenet", help="imagenet, none or a file (imagenet)")
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto")
     p.add_argument("--gpus", type=integer(1, 1024), default=1, help="processes on this machine (1)")

@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from a
 from core import files
 from core.data.datasets import DataRoot
 from core.errors import InputError
-from core.method import backbones
 from core.run import options
 from core.run.main import run_main
 from tools import steps
@@ -84,8 +83,8 @@ def get_args_parser() -> options.Parser:
     p.add_argument(
         "--seeds", type=options.seed, nargs="+", default=[0], help="one run of each row a seed"
     )
-    names = backbones.NAMES
-    p.add_argument("--backbones", nargs="+", choices=names, help="in place of the paper's")
+    words = "in place of the paper's"
+    p.add_argument("--backbones", nargs="+", type=options.backbone, help=words)
     p.add_argument("--gpus", type=options.integer(1, 64), default=1, help="processes of a stage")
     p.add_argument("--small", action="store_true", help="synthetic data, ResNet-18, minutes")
     p.add_argument("--hr-cam", action="store_true", help="score the released code's map as well")

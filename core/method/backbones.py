@@ -1,39 +1,93 @@
-"""ResNets at output stride 16 that give the features of every stage."""
+"""Backbones that give the features of every stage: ResNets as the authors build them, timm's."""
 
+import difflib
+import functools
+import math
+import re
 from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from core.errors import InputError
-from core.recipe import BACKBONE
+from core.recipe import BACKBONE, DATA
 
+import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
-TIMM = {"resnest50": "resnest50d", "resnest101": "resnest101e", "resnest269": "resnest269e"}
+TIMM = {  # with the tag of their weights
+    "resnest50": "resnest50d.in1k",
+    "resnest101": "resnest101e.in1k",
+    "resnest269": "resnest269e.in1k",
+}
 NAMES = (*TORCHVISION, *TIMM)
+PREFIX = "timm:"  # of the names of all other backbones
+OF_TIMM = re.compile(PREFIX + r"[a-z0-9_]+(\.[a-zA-Z0-9_]+)?")  # no address: timm downloads those
+
+
+def build(
+    name: str, weights: Mapping[str, Tensor] | None = None, frozen: bool = False
+) -> "Backbone":
+    """The backbone of a name: one of NAMES, or `timm:` and a name of timm's.
+
+    Weights: a state dict of this backbone, e.g. from `core.run.weights.load`; None: random. Frozen:
+    stays in eval mode, so that BatchNorm's statistics stay as they are. Raises InputError for an
+    unknown name, one whose features are no pyramid, or timm missing.
+    """
+    if name in NAMES:
+        return ResNet(name, weights, frozen)
+    if OF_TIMM.fullmatch(name):
+        return Pyramid(name, weights, frozen)
+    known = f"{', '.join(NAMES)}, {PREFIX}NAME"
+    raise InputError(f"unknown backbone {name[:80]!r}; known: {known}")
+
+
+@functools.cache
+def stride_of(name: str) -> int:
+    """The stride of a backbone's class maps: what divides the sides of training views."""
+    if name in NAMES:
+        return BACKBONE.output_stride
+    with torch.device("meta"):
+        return max(build(name).strides)
 
 
 class Backbone(nn.Module):
-    """A classification network without its head, output stride 16, as the authors build it.
+    """A classification network without its head.
+
+    `channels` and `strides` are those of the taps: maps at rising strides, the first at 4. `name`:
+    with the tag of its weights where it is timm's.
+    """
+
+    name: str
+    channels: list[int]
+    strides: list[int]
+
+    def __init__(self, name: str, frozen: bool):
+        super().__init__()
+        self.name, self.frozen = name, frozen
+
+    def train(self, mode: bool = True) -> "Backbone":
+        return super().train(mode and not self.frozen)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W), normalised as ImageNet's -> the taps, (N, C, ceil(H / s), ceil(W / s))."""
+        raise NotImplementedError
+
+
+class ResNet(Backbone):
+    """A ResNet or ResNeSt at output stride 16, as the authors build it.
 
     The first block of layer4 has stride 1; a ResNeSt's later blocks are dilated by 2, a ResNet's
-    are not. Parameter names are torchvision's or timm's: their checkpoints fit. `channels` are
-    those of the five taps: after stem + maxpool (stride 4), layer1 (4), layer2 (8), layer3 (16),
-    layer4 (16).
-
-    Weights: a state dict of this backbone, e.g. from `core.run.weights.load`; None: random. Frozen:
-    stay in eval mode, so that BatchNorm's statistics stay as they are. Raises InputError for an
-    unknown name, or a ResNeSt without timm.
+    are not. Parameter names are torchvision's or timm's: their checkpoints fit. The taps: after
+    stem + maxpool (stride 4), layer1 (4), layer2 (8), layer3 (16), layer4 (16).
     """
 
     def __init__(
         self, name: str, weights: Mapping[str, Tensor] | None = None, frozen: bool = False
     ):
-        super().__init__()
-        if name not in NAMES:
-            raise InputError(f"unknown backbone {name!r}; known: {', '.join(NAMES)}")
-        self.name, self.frozen = name, frozen
+        super().__init__(name, frozen)
         if name in TIMM:
             net = import_timm().create_model(TIMM[name], pretrained=False)
         else:
@@ -49,15 +103,12 @@ class Backbone(nn.Module):
                 block.conv2.conv.dilation = block.conv2.conv.padding = dilation
         width = net.fc.in_features
         self.channels = [self.bn1.num_features, width // 8, width // 4, width // 2, width]
+        self.strides = [4, 4, 8, 16, 16]
         if weights is not None:
             self.load_state_dict(weights, strict=False)  # old files lack num_batches_tracked
         self.train()
 
-    def train(self, mode: bool = True) -> "Backbone":
-        return super().train(mode and not self.frozen)
-
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> the five taps."""
         taps = [self.maxpool(self.relu(self.bn1(self.conv1(images))))]
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             taps.append(layer(taps[-1]))
@@ -76,11 +127,149 @@ def _remove_stride(block: nn.Module) -> None:
             module.stride = 1
 
 
+class Pyramid(Backbone):
+    """Any network of timm that gives its features, at output stride 16 where it can be built so.
+
+    Its mean and std are those of timm's weights of this name: buffers, so that a model.pt keeps
+    them. A tap at stride 2 is pooled to 4, as a ResNet's stem is. Images are padded with the mean
+    colour to a multiple of the largest stride. Plain ViTs have all their taps at stride 14 or 16:
+    enough for a classifier.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, name: str, weights: Mapping[str, Tensor] | None = None, frozen: bool = False
+    ):
+        super().__init__(full_name(name), frozen)
+        self.net, found = _features(self.name.removeprefix(PREFIX))
+        self.channels = found.feature_info.channels()
+        self.reductions = found.feature_info.reduction()
+        self.strides = [max(4, stride) for stride in self.reductions]
+        for buffer, value in zip(("scale", "shift"), input_scale(self.name), strict=True):
+            self.register_buffer(buffer, value)
+        self._check()
+        if weights is not None:
+            self.load_state_dict(weights, strict=False)
+        self.train()
+
+    def _check(self) -> None:
+        """Refuse what gives anything but maps (N, C, H / s, W / s) of these strides."""
+        side = 2 * math.lcm(*self.reductions)
+        self.net.eval()
+        try:
+            with torch.no_grad():
+                shapes = [t.shape[1:] for t in self.net(self.shift.new_zeros(1, 3, side, side))]
+        except Exception as error:  # as of a network for images of one size
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+            raise InputError(f"{self.name}: takes no images of {side}x{side} ({reason})") from None
+        found = [tuple(shape) for shape in shapes]
+        pairs = list(zip(self.channels, self.reductions, strict=True))
+        wanted = [(c, side // s, side // s) for c, s in pairs]
+        self.channels_last = found == [(side // s, side // s, c) for c, s in pairs] != wanted
+        if found != wanted and not self.channels_last:
+            what = f"it gives {found} of an image of {side}x{side}, not {wanted}"
+            raise InputError(f"{self.name}: no pyramid of maps: {what}")
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        height, width = images.shape[2:]
+        multiple = max(self.reductions)
+        # In positive numbers, which exported programs divide as Python does.
+        below, right = ((multiple - side % multiple) % multiple for side in (height, width))
+        images = F.pad(images, (0, right, 0, below))
+        taps = []
+        for tap, reduction in zip(
+            self.net(images * self.scale + self.shift), self.reductions, strict=True
+        ):
+            tap = tap.permute(0, 3, 1, 2) if self.channels_last else tap
+            while reduction < 4:
+                tap, reduction = F.max_pool2d(tap, 3, 2, 1), 2 * reduction
+            rows, columns = ((side + reduction - 1) // reduction for side in (height, width))
+            taps.append(tap[..., :rows, :columns])
+        return taps
+
+    def from_timm(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of this backbone from one of timm's whole network, or one in its order.
+
+        In its order: of other names, but with all tensors of the same shapes one after the other,
+        `num_batches_tracked` left out on both sides.
+        """
+        with torch.device("meta"):
+            whole = import_timm().create_model(self.name.removeprefix(PREFIX)).state_dict()
+        if not whole.keys() & state.keys():
+            theirs, ours = ({k: v for k, v in d.items() if not k.endswith("num_batches_tracked")}
+                            for d in (state, whole))  # fmt: skip
+            if [v.shape for v in theirs.values()] == [v.shape for v in ours.values()]:
+                state = dict(zip(ours, theirs.values(), strict=True))
+        own, found = self.state_dict().keys(), {}
+        for key, value in state.items():
+            # As timm names the parts of a pyramid: flat, as they are, or those of a ViT.
+            for name in (key.replace(".", "_", 1), key, f"model.{key}"):
+                if f"net.{name}" in own:
+                    found[f"net.{name}"] = value
+                    break
+        return found
+
+
+def input_scale(name: str) -> tuple[Tensor, Tensor]:
+    """(1, 3, 1, 1) factor and summand from ImageNet's mean and std to those of timm's weights."""
+    config = _config(name.removeprefix(PREFIX))
+    mean, std, our_mean, our_std = (
+        torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1)
+        for rgb in (config.mean, config.std, DATA.mean, DATA.std)
+    )
+    return our_std / std, (our_mean - mean) / std
+
+
+def resolved(name: str) -> dict[str, Any]:
+    """What run.json keeps of a backbone of timm: the name with its tag, mean and std."""
+    if name in NAMES:
+        return {}
+    config = _config(name.removeprefix(PREFIX))
+    return {"backbone": full_name(name), "mean": list(config.mean), "std": list(config.std)}
+
+
+def full_name(name: str) -> str:
+    """A name of timm's with the tag of its weights, so that it means the same tomorrow."""
+    config = _config(name.removeprefix(PREFIX))
+    architecture = name.removeprefix(PREFIX).split(".")[0]
+    return PREFIX + ".".join([architecture, config.tag] if config.tag else [architecture])
+
+
+@functools.cache
+def _config(name: str) -> Any:
+    timm = import_timm()
+    architecture = name.split(".")[0]
+    try:
+        config = timm.get_pretrained_cfg(name) if timm.is_model(architecture) else None
+    except RuntimeError:  # of another tag
+        config = None
+    if config is None:
+        near = difflib.get_close_matches(name, timm.list_models(pretrained=True), 3, 0.5)
+        hint = f"; is {' or '.join(near)} meant?" if near else ""
+        raise InputError(f"timm {timm.__version__} has no model {name!r}{hint}")
+    return config
+
+
+def _features(name: str) -> tuple[nn.Module, Any]:
+    """A network of timm that returns its features."""
+    timm = import_timm()
+    error: Exception | None = None
+    for options in ({"output_stride": BACKBONE.output_stride}, {"dynamic_img_size": True}, {}):
+        try:
+            net = timm.create_model(name, pretrained=False, features_only=True, **options)
+            return net, net
+        except Exception as one:  # an option that it doesn't have, or no features: of any type
+            error = one
+    raise InputError(f"{PREFIX}{name}: gives no features ({str(error)[:120]})") from None
+
+
 def import_timm() -> ModuleType:
-    """The optional package of the ResNeSts, or an InputError that says how to get it."""
+    """The optional package of other backbones, or an InputError that says how to get it."""
     try:
         import timm
     except ImportError:
-        remedy = "pip install -r requirements-resnest.txt"
-        raise InputError(f"ResNeSt backbones need timm: {remedy}") from None
+        remedy = "pip install -r requirements-timm.txt"
+        raise InputError(f"ResNeSts and timm: backbones need timm: {remedy}") from None
     return timm

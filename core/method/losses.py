@@ -24,20 +24,45 @@ def classification(logits: Tensor, labels: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(logits, labels.to(logits.dtype))
 
 
-def reconstruction(maps: Tensor, merged: Tensor, labels: Tensor, masked: bool = True) -> Tensor:
+def reconstruction(
+    maps: Tensor,
+    merged: Tensor,
+    labels: Tensor,
+    masked: bool = True,
+    seams: int = 0,
+    relative: bool = False,
+) -> Tensor:
     """L_re, the L1 norm: how far the merged maps of the tiles are from those of the whole images.
 
     Maps and merged (N, C, h, w), raw class maps (no ReLU, no normalisation); labels (N, C) in
     {0, 1}. `masked` silences the absent classes, which stay in the mean all the same; the paper's
     formula has no mask. Raises ValueError for shapes that do not fit.
+
+    Two changes that are not the paper's, for small crops (docs/results.md). Seams: the tiles a side
+    that `merged` is of; the cells on both sides of their seams are left out of the mean, since a
+    tile ends there and its map is of its padding. Relative: both maps are divided by the maximum of
+    the image's own map, at least 1 and without gradient, so that lower maps do not agree better.
     """
     if maps.shape != merged.shape or maps.shape[:2] != labels.shape:
         shapes = [tuple(tensor.shape) for tensor in (maps, merged, labels)]
         raise ValueError(f"maps, merged maps and labels do not fit: {shapes}")
     distance = (_wide(maps) - _wide(merged)).abs()
+    if relative:
+        distance = distance / _wide(maps).detach().amax((2, 3), keepdim=True).clamp(min=1)
     if masked:
         distance = distance * labels[:, :, None, None]
-    return distance.mean()
+    if not seams:
+        return distance.mean()
+    rows, columns = (_off_seams(side, seams, maps.device) for side in maps.shape[2:])
+    kept = rows[:, None] & columns
+    return (distance * kept).sum() / (kept.sum() * labels.numel())
+
+
+def _off_seams(side: int, grid: int, device: torch.device) -> Tensor:
+    """Which of `side` cells do not lie at a seam between `grid` tiles; bool (side,)."""
+    cell, tile = torch.arange(side, device=device), side // grid
+    last, first = cell % tile == tile - 1, cell % tile == 0
+    return ~((last & (cell < side - 1)) | (first & (cell > 0)))
 
 
 def puzzle(
@@ -48,6 +73,8 @@ def puzzle(
     p_cls: bool = True,
     re: bool = True,
     masked: bool = True,
+    seams: int = 0,
+    relative: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """L = L_cls + L_p-cls + alpha * L_re (Puzzle-CAM, "Loss design").
 
@@ -64,7 +91,7 @@ def puzzle(
         terms["p_cls"] = l_p_cls = classification(_wide(a_re).mean((2, 3)), labels)
         loss = loss + l_p_cls
     if a_re is not None and re:
-        terms["re"] = l_re = reconstruction(a, a_re, labels, masked)
+        terms["re"] = l_re = reconstruction(a, a_re, labels, masked, seams, relative)
         terms["alpha"] = alpha
         loss = loss + alpha * l_re
     flat = a.detach().flatten(2)

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from core.method.backbones import Backbone
+from core.errors import InputError
+from core.method import backbones
 from core.recipe import AFFINITY, SEGMENTATION
 
 import torch
@@ -24,12 +25,20 @@ class Network(nn.Module):
 
     def __init__(self, backbone: str, weights: Weights, frozen: bool = False, **sizes: int):
         super().__init__()
-        self.arguments = {"backbone": backbone, **sizes}
-        self.backbone = Backbone(backbone, weights, frozen)
+        self.backbone = backbones.build(backbone, weights, frozen)
+        self.arguments = {"backbone": self.backbone.name, **sizes}
+
+
+def _tap_at_4(backbone: backbones.Backbone, purpose: str) -> int:
+    """The last tap at stride 4, on which `purpose` needs its details."""
+    if 4 not in backbone.strides:
+        what = f"its maps have the strides {backbone.strides}, {purpose} needs one at 4"
+        raise InputError(f"{backbone.name}: {what}; give this stage another --backbone")
+    return len(backbone.strides) - 1 - backbone.strides[::-1].index(4)
 
 
 class Classifier(Network):
-    """ResNet and a 1x1 convolution without bias to the C foreground classes, A = theta(F(I))."""
+    """Backbone and a 1x1 convolution without bias to the C foreground classes, A = theta(F(I))."""
 
     def __init__(self, backbone: str, n_classes: int, weights: Weights = None):
         super().__init__(backbone, weights, n_classes=n_classes)
@@ -37,7 +46,10 @@ class Classifier(Network):
         self.classifier = _kaiming_normal_(convolution)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> class maps A (N, C, ceil(H/16), ceil(W/16)); logits are their mean."""
+        """(N, 3, H, W) -> class maps A (N, C, ceil(H/16), ceil(W/16)); logits are their mean.
+
+        The stride is that of the backbone's last tap, 16 but for some of timm's.
+        """
         return self.classifier(self.backbone(images)[-1])
 
 
@@ -49,6 +61,7 @@ class AffinityNet(Network):
 
     def __init__(self, backbone: str, weights: Weights = None):
         super().__init__(backbone, weights, frozen=True)
+        self.low = _tap_at_4(self.backbone, "the boundary network")
         self.backbone.requires_grad_(False)
         width = AFFINITY.edge_channels
         self.edge_layers = nn.ModuleList()
@@ -61,16 +74,17 @@ class AffinityNet(Network):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> edge logits (N, ceil(H/4), ceil(W/4)).
 
-        Upsampling sits between GroupNorm and ReLU; sizes are cut to the layer1 tap.
+        Upsampling, by stride / 4, sits between GroupNorm and ReLU; sizes are cut to those at stride
+        4.
         """
         with torch.no_grad():
             taps = self.backbone(images)
-        height, width = taps[1].shape[2:]
+        height, width = taps[self.low].shape[2:]
         features = []
-        for tap, layer, factor in zip(taps, self.edge_layers, AFFINITY.upsampling, strict=True):
+        for tap, layer, stride in zip(taps, self.edge_layers, self.backbone.strides, strict=True):
             feature = layer(tap)
-            if factor > 1:
-                feature = F.interpolate(feature, scale_factor=factor, mode="bilinear")
+            if stride > 4:
+                feature = F.interpolate(feature, scale_factor=stride // 4, mode="bilinear")
             features.append(F.relu(feature[..., :height, :width]))
         return self.edge(torch.cat(features, 1)).squeeze(1)
 
@@ -84,7 +98,8 @@ class DeepLabV3Plus(Network):
 
     def __init__(self, backbone: str, n_labels: int, weights: Weights = None):
         super().__init__(backbone, weights, frozen=True, n_labels=n_labels)
-        _, low, _, _, high = self.backbone.channels
+        self.low = _tap_at_4(self.backbone, "the decoder")
+        low, high = self.backbone.channels[self.low], self.backbone.channels[-1]
         width, narrow = SEGMENTATION.channels, SEGMENTATION.skip_channels
         self.aspp = _adapted(ASPP(high, list(SEGMENTATION.aspp_rates), width))
         self.skip = _conv_norm_relu(low, narrow, 1)
@@ -98,9 +113,9 @@ class DeepLabV3Plus(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, n_labels, H, W), float32 under autocast too."""
-        _, low, _, _, high = self.backbone(images)
-        skip = self.skip(low)
-        context = _resize(self.aspp(high), skip.shape[2:])
+        taps = self.backbone(images)
+        skip = self.skip(taps[self.low])
+        context = _resize(self.aspp(taps[-1]), skip.shape[2:])
         return _resize(self.decoder(torch.cat([context, skip], 1)).float(), images.shape[2:])
 
     @torch.no_grad()

@@ -52,6 +52,16 @@ def or_word(word: str, kind: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: text if text == word else kind(text)
 
 
+def backbone(name: str) -> str:
+    """An argparse type: a backbone's name."""
+    from core.method import backbones  # needs torch
+
+    if name not in backbones.NAMES and not backbones.OF_TIMM.fullmatch(name):
+        known = f"{', '.join(backbones.NAMES)} or {backbones.PREFIX}NAME"
+        raise argparse.ArgumentTypeError(f"{name!r} is not {known}")
+    return name
+
+
 fraction = number(0, 1)
 scale = number(0.05, 4)  # of an image
 side = integer(16, 16384)  # of an image, in pixels
@@ -159,8 +169,11 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     """Everything the three trainings have in common, with the recipe's values as defaults."""
     from core.method import backbones
 
-    p.add_argument("--backbone", choices=backbones.NAMES, default="resnet50")
-    words = "imagenet, none, or a file: a torchvision checkpoint or any stage's model.pt"
+    words = f"{', '.join(backbones.NAMES)}, or timm:NAME, any of timm's that gives its features"
+    p.add_argument("--backbone", type=backbone, default="resnet50", help=words)
+    words = (
+        "imagenet, none, or a file: a checkpoint of torchvision's or timm's, any stage's model.pt"
+    )
     p.add_argument("--weights", how=True, default="imagenet", help=words)  # what they hold counts
     p.add_constant(stage, "epochs", integer(1, 100_000), "times that every image is seen")
     p.add_constant(stage, "batch_size", integer(1, 65536), "global: over all processes")

@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from core import recipe
 from core.errors import InputError
+from core.method import backbones
 from core.run import distributed, optimizer, precision
 
 import numpy as np
@@ -26,6 +27,7 @@ class Plan:
     lr: float
     momentum: float
     seed: int = 0
+    backbone: str = "resnet50"
     amp: str = "off"
     accumulate: int = 1
     epochs: int = 1
@@ -53,9 +55,14 @@ class Plan:
             by = f"{world} processes x --accumulate {args.accumulate}"
             raise InputError(f"{batch} is not divisible by {by}")
         grid = getattr(args, "grid", 1)  # of the puzzle module: each tile is a view of its own
-        if args.crop % (recipe.BACKBONE.output_stride * grid):
-            by = f"{recipe.BACKBONE.output_stride}{f' x --grid {grid}' * (grid > 1)}"
-            raise InputError(f"--crop {args.crop} is not divisible by {by}")
+        stride = backbones.stride_of(args.backbone)
+        if remainder := args.crop % (stride * grid):
+            by = f"{stride}{f' x --grid {grid}' * (grid > 1)}"
+            near = args.crop - remainder or stride * grid
+            raise InputError(f"--crop {args.crop} is not divisible by {by}; {near} is")
+        if getattr(args, "re_seams", "keep") == "drop" and args.crop // (stride * grid) < 3:
+            tile = f"tiles of {args.crop // (stride * grid)} cells"
+            raise InputError(f"--re-seams drop leaves nothing of {tile}; give a larger --crop")
         if args.sides[0] > args.sides[1]:
             raise InputError(f"--sides {args.sides[0]} {args.sides[1]}: the smaller one first")
         if args.sync_bn and device.type != "cuda":
@@ -69,10 +76,12 @@ class Plan:
         """The base learning rate at a global step."""
         return optimizer.poly_lr(step, self.max_step, self.lr)
 
-    def resolved(self) -> dict[str, int | str]:
-        """What run.json records beside the options: AMP type, and how many images a BN sees."""
+    def resolved(self) -> dict[str, Any]:
+        """What run.json records beside the options: AMP type, how many images a BN sees; of timm's
+        backbones the name with its tag, mean and std."""
         shares = self.accumulate * (1 if self.sync_bn else distributed.world_size())
-        return {"amp": self.amp, "bn_batch": self.batch_size // shares}
+        found = {"amp": self.amp, "bn_batch": self.batch_size // shares}
+        return found | backbones.resolved(self.backbone)
 
     def batches(self, n_images: int, start: int) -> Iterator[list[int]]:
         """This process's part of every global batch from step `start` on, across epochs.

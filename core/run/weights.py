@@ -1,10 +1,13 @@
 """Pretrained weights of a backbone: ImageNet's from the cache or the net, or those of a file."""
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from core.errors import InputError
-from core.method.backbones import TIMM, TORCHVISION, Backbone, import_timm
+from core.method import backbones
+from core.method.backbones import PREFIX, TIMM, TORCHVISION, Pyramid, import_timm
 from core.run import artefacts, checkpoint
 
 import torch
@@ -19,40 +22,77 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
     """The state dict of backbone `name` that --weights stands for; None for random ones.
 
     `weights`: "none", "imagenet" for torchvision's or timm's (downloaded once), or a file: one of
-    their checkpoints, or the `model.pt` of any stage, whose backbone is taken. A file that is
-    missing, damaged or of another backbone is an InputError, and so is a failed download.
+    their checkpoints (of timm also as safetensors, or of other names in timm's order), or the
+    `model.pt` of any stage, whose backbone is taken. A file that is missing, damaged or of another
+    backbone is an InputError, and so is a failed download.
     """
     if str(weights) == "none":
         return None
     with torch.device("meta"):
-        backbone = Backbone(name)
+        backbone = backbones.build(name)
     if str(weights) == "imagenet":
         source = "the ImageNet weights"
-        state: dict[str, Any] = _download(name)
+        state: dict[str, Any] = _download(backbone.name)
     else:
-        source, state = str(weights), checkpoint.load(Path(weights))
+        source, state = str(weights), _read(Path(weights))
     if "weights" in state and "arguments" in state:  # a model.pt of this project
         checkpoint.check_form(state, source)
         made_for = state["arguments"].get("backbone")
-        if made_for != name:
+        if made_for != backbone.name:
             raise InputError(f"{source}: holds a {made_for}, not a {name}; change --backbone")
         items = state["weights"].items()
         state = {k.removeprefix("backbone."): v for k, v in items if k.startswith("backbone.")}
+    elif isinstance(backbone, Pyramid):
+        state = _of_timm(state, backbone)
     state = {k: v for k, v in state.items() if not str(k).startswith("fc.")}
     checkpoint.check_weights(backbone, state, source)
     return state
 
 
-def digest(weights: str) -> str:
-    """What --weights stands for: its keyword, or the digest of the file."""
-    return weights if weights in ("none", "imagenet") else artefacts.read_model(Path(weights))
+def digest(weights: str, loaded: Mapping[str, Tensor] | None) -> str:
+    """What --weights stood for: the digest of the file, or of the downloaded tensors."""
+    if weights not in ("none", "imagenet"):
+        return artefacts.read_model(Path(weights))
+    if loaded is None:
+        return weights
+    found = hashlib.sha256()
+    for name, tensor in sorted(loaded.items()):
+        found.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return f"{weights} {found.hexdigest()[:16]}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint of torch or a file of safetensors."""
+    if path.suffix != ".safetensors":
+        state = checkpoint.load(path)
+        inner = state.get("state_dict", state.get("model"))  # as trainings wrap them
+        return inner if isinstance(inner, dict) else state
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise InputError(f"{path}: to read it, pip install safetensors") from None
+    try:
+        return load_file(path)
+    except Exception as error:  # its own type of error, or the file system's
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"{path}: not a readable file of safetensors ({reason})") from None
+
+
+def _of_timm(state: dict[str, Any], backbone: Pyramid) -> dict[str, Tensor]:
+    """`Pyramid.from_timm`, with the buffers of the backbone, whatever device it is on."""
+    if not all(isinstance(value, Tensor) for value in state.values()):
+        return state  # no state dict: `check_weights` says so
+    found = backbone.from_timm(state)
+    scale, shift = backbones.input_scale(backbone.name)
+    return found | {"scale": scale, "shift": shift}
 
 
 def _download(name: str) -> dict[str, Tensor]:
     """ImageNet weights, from the local cache or the net; an InputError says what to put where."""
     try:
-        if name in TIMM:
-            return import_timm().create_model(TIMM[name], pretrained=True).state_dict()
+        if name in TIMM or name.startswith(PREFIX):
+            full = TIMM.get(name, name.removeprefix(PREFIX))
+            return import_timm().create_model(full, pretrained=True).state_dict()
         return torch.hub.load_state_dict_from_url(
             IMAGENET[name].url, map_location="cpu", check_hash=True, weights_only=True
         )

