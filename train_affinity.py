@@ -59,14 +59,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.crop // 4 <= 2 * (args.radius - 1):
         raise InputError(f"--crop {args.crop} holds no pair within --radius {args.radius}")
     precision.set_determinism(args.deterministic, device)
-    start = weights.load(args.weights, args.backbone)
+    start = weights.of(args)
     torch.manual_seed(args.seed)
     network = AffinityNet(args.backbone, start)
+    weights.take_rest(network, args.init, data.classes)
 
     inputs = {
         **data.inputs(ids, verify=args.verify),
         "labels": artefacts.read_labels(args.labels, ids, data, True),
-        "weights": weights.digest(args.weights, start),
+        "weights": weights.digest(args, start),
     }
     with Run("train_affinity", args, device, "model", data.classes, inputs, plan.resolved()) as run:
         if run.finished:

@@ -92,12 +92,13 @@ def main(argv: list[str] | None = None) -> None:
     labels = data.image_labels(ids)
     plan = Plan.of(args, len(ids), device)
     precision.set_determinism(args.deterministic, device)
-    start = weights.load(args.weights, args.backbone)
+    start = weights.of(args)
     torch.manual_seed(args.seed)
     network = Classifier(args.backbone, len(data.classes), start)
+    weights.take_rest(network, args.init, data.classes)
 
     inputs = data.inputs(ids, labels, verify=args.verify)
-    inputs["weights"] = weights.digest(args.weights, start)
+    inputs["weights"] = weights.digest(args, start)
     run = Run("train_classification", args, device, "model", data.classes, inputs, plan.resolved())
     with run:
         if run.finished:

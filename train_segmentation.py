@@ -56,16 +56,17 @@ def main(argv: list[str] | None = None) -> None:
     ids = data.ids(args.split)
     plan = Plan.of(args, len(ids), device)
     precision.set_determinism(args.deterministic, device)
-    start = weights.load(args.weights, args.backbone)
+    start = weights.of(args)
     torch.manual_seed(args.seed)
     network = DeepLabV3Plus(args.backbone, data.n_labels, start)
+    weights.take_rest(network, args.init, data.classes)
     if not data.background:
         network.rule_out_background()
 
     inputs = {
         **data.inputs(ids, verify=args.verify),
         "labels": artefacts.read_labels(args.labels, ids, data, False),
-        "weights": weights.digest(args.weights, start),
+        "weights": weights.digest(args, start),
     }
     run = Run("train_segmentation", args, device, "model", data.classes, inputs, plan.resolved())
     with run:

@@ -25,6 +25,44 @@ def test_golden():
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("grid", [2, 3])
+@pytest.mark.parametrize("relative", [False, True])
+def test_reconstruction_without_seams_and_relative(grid, relative):
+    """Cell by cell: those with a neighbour in another tile are left out of sum and mean."""
+    rng = np.random.default_rng(0)
+    maps, merged = rng.normal(0, 3, (2, 2, 4, 12, 12)).astype(np.float32)
+    labels = np.array([[1, 0, 1, 0], [0, 1, 1, 0]], np.float32)
+    kept = []
+    for y in range(12):
+        for x in range(12):
+            near = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+            inside = [(j, i) for j, i in near if 0 <= j < 12 and 0 <= i < 12]
+            cell = 12 // grid
+            if all((j // cell, i // cell) == (y // cell, x // cell) for j, i in inside):
+                kept.append((y, x))
+    total = 0.0
+    for n in range(2):
+        for c in range(4):
+            height = max(1.0, maps[n, c].max()) if relative else 1.0
+            total += sum(labels[n, c] * abs(maps[n, c, y, x] - merged[n, c, y, x]) / height
+                         for y, x in kept)  # fmt: skip
+    got = losses.reconstruction(
+        *map(torch.from_numpy, (maps, merged, labels)), seams=grid, relative=relative
+    )
+    assert got.item() == pytest.approx(total / (8 * len(kept)), rel=1e-5)
+
+
+def test_lower_maps_agree_no_better_where_the_loss_is_relative():
+    """The gradient of the scale is not taken, and halving both maps changes nothing."""
+    a, b = 4 + torch.rand(2, 1, 3, 8, 8)
+    labels = torch.ones(1, 3)
+    whole, half = (losses.reconstruction(f * a, f * b, labels, relative=True) for f in (1, 0.5))
+    torch.testing.assert_close(whole, half)
+    assert losses.reconstruction(0.5 * a, 0.5 * b, labels) < 0.6 * losses.reconstruction(
+        a, b, labels
+    )
+
+
 def test_alpha_golden():
     g = golden("alpha_ramp")
     got = [losses.alpha(int(step), int(g["max_step"])) for step in g["step"]]

@@ -21,7 +21,12 @@ def _kaiming_normal_(convolution: nn.Conv2d) -> nn.Conv2d:
 
 
 class Network(nn.Module):
-    """A backbone and what `arguments` says: type(network)(**arguments) builds it again."""
+    """A backbone and what `arguments` says: type(network)(**arguments) builds it again.
+
+    `of_classes`: how the names of those parameters begin that have a row for each class.
+    """
+
+    of_classes: tuple[str, ...] = ()
 
     def __init__(self, backbone: str, weights: Weights, frozen: bool = False, **sizes: int):
         super().__init__()
@@ -39,6 +44,8 @@ def _tap_at_4(backbone: backbones.Backbone, purpose: str) -> int:
 
 class Classifier(Network):
     """Backbone and a 1x1 convolution without bias to the C foreground classes, A = theta(F(I))."""
+
+    of_classes = ("classifier.",)
 
     def __init__(self, backbone: str, n_classes: int, weights: Weights = None):
         super().__init__(backbone, weights, n_classes=n_classes)
@@ -95,6 +102,8 @@ class DeepLabV3Plus(Network):
     `n_labels` counts the background. The backbone's BatchNorm statistics are frozen; its scale and
     shift are trained, as in the authors' code.
     """
+
+    of_classes = ("decoder.4.",)
 
     def __init__(self, backbone: str, n_labels: int, weights: Weights = None):
         super().__init__(backbone, weights, frozen=True, n_labels=n_labels)

@@ -175,6 +175,8 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
         "imagenet, none, or a file: a checkpoint of torchvision's or timm's, any stage's model.pt"
     )
     p.add_argument("--weights", how=True, default="imagenet", help=words)  # what they hold counts
+    words = "a model.pt of this stage to start from: all its layers, of the same classes"
+    p.add_argument("--init", type=Path, help=words)
     p.add_constant(stage, "epochs", integer(1, 100_000), "times that every image is seen")
     p.add_constant(stage, "batch_size", integer(1, 65536), "global: over all processes")
     words = "split each batch into this many microbatches to save memory; BatchNorm sees those"

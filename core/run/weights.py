@@ -1,5 +1,6 @@
 """Pretrained weights of a backbone: ImageNet's from the cache or the net, or those of a file."""
 
+import argparse
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 from core.errors import InputError
 from core.method import backbones
 from core.method.backbones import PREFIX, TIMM, TORCHVISION, Pyramid, import_timm
-from core.run import artefacts, checkpoint
+from core.method.networks import Network
+from core.run import artefacts, checkpoint, distributed
 
 import torch
 import torchvision
@@ -49,8 +51,37 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
     return state
 
 
-def digest(weights: str, loaded: Mapping[str, Tensor] | None) -> str:
-    """What --weights stood for: the digest of the file, or of the downloaded tensors."""
+def of(args: argparse.Namespace) -> dict[str, Tensor] | None:
+    """`load` of --init, where that is given, or of --weights."""
+    return load(args.init or args.weights, args.backbone)
+
+
+def take_rest(network: Network, path: Path | None, classes: list[str]) -> None:
+    """--init: take what the model.pt of a training holds beside the backbone, and say so.
+
+    Layers of another shape or, with other classes, those that tell classes apart start anew. An
+    InputError where the file is none of this project's.
+    """
+    if path is None:
+        return
+    state = checkpoint.load(path)
+    checkpoint.check_form(state, str(path))
+    own, theirs = network.state_dict(), state["weights"]
+    of_classes = () if state["classes"] == classes else network.of_classes
+    rest = [name for name in own if not name.startswith("backbone.")]
+    fits = {k for k in rest if k in theirs and theirs[k].shape == own[k].shape}
+    taken = {k: theirs[k] for k in rest if k in fits and not k.startswith(of_classes)}
+    checkpoint.check_finite({k: v for k, v in theirs.items() if k in own}, str(path))
+    network.load_state_dict(taken, strict=False)
+    anew = [name for name in rest if name not in taken]
+    if distributed.is_main():
+        words = f"starts anew: {', '.join(anew)}" if anew else "nothing starts anew"
+        print(f"{path}: the backbone and {len(taken)} more tensors are taken; {words}")
+
+
+def digest(args: argparse.Namespace, loaded: Mapping[str, Tensor] | None) -> str:
+    """What --init or --weights stood for: the file's digest, or that of the downloaded tensors."""
+    weights = str(args.init or args.weights)
     if weights not in ("none", "imagenet"):
         return artefacts.read_model(Path(weights))
     if loaded is None:
