@@ -8,7 +8,9 @@ one of 24 GB; about 9 minutes and 16 GB on an H100). Expect a CAM mIoU of 48 to 
 four rows of Table 1 are `--no-p-cls --no-re`, `--no-re`, `--no-p-cls` and no switch.
 """
 
+import argparse
 import functools
+import sys
 
 from core import recipe
 from core.data.datasets import DataRoot, TrainingViews
@@ -24,6 +26,8 @@ from core.run.training import Trainer
 
 import torch
 from torch import Tensor
+
+SMALL_TILE = 150  # pixels; at 96 the maps go flat, the paper's are of 256
 
 
 def get_args_parser() -> options.Parser:
@@ -47,6 +51,17 @@ def get_args_parser() -> options.Parser:
     words = "relative: L_re on maps divided by their maximum; for small crops"
     p.add_argument("--re-scale", choices=("raw", "relative"), default="raw", help=words)
     return p
+
+
+def small_tiles(args: argparse.Namespace) -> str | None:
+    """A note before the hours are spent: what the paper's L_re does to small photographs."""
+    is_papers = args.re and args.re_seams == "keep" and args.re_scale == "raw"
+    if not is_papers or args.crop // args.grid >= SMALL_TILE or args.weights == "none":
+        return None
+    return (
+        f"note: tiles of {args.crop // args.grid} pixels: on photographs L_re flattens the maps; "
+        "--re-seams drop --re-scale relative prevents it (docs/results.md)"
+    )
 
 
 def flat_maps(row: dict[str, float], alpha: float) -> str | None:
@@ -104,6 +119,8 @@ def main(argv: list[str] | None = None) -> None:
         if run.finished:
             return
         groups = optimizer.parameter_groups(network, args.weight_decay, start is not None)
+        if distributed.is_main() and (note := small_tiles(args)):
+            print(note, file=sys.stderr)
         warn = functools.partial(flat_maps, alpha=args.alpha) if args.re else None
         trainer = Trainer(network, groups, plan, args.out, device, run.identity, warn)
         view = RandomView(args.sides, args.crop)

@@ -18,7 +18,7 @@ RUNS=${RUNS:-runs/voc}            # every stage writes a directory below this on
 SPLIT=${SPLIT:-train_aug}         # the list of images to train on
 SCORED=${SCORED:-train}           # the list whose masks score CAMs and pseudo-labels, where there are any
 VAL=${VAL-val}                    # the list to segment and score in the end; empty: none
-BACKBONE=${BACKBONE:-resnet50}    # or resnet18, resnet34, resnet101, resnest50, resnest101, resnest269
+BACKBONE=${BACKBONE:-resnet50}    # or resnet18, 34, 101, resnest50, 101, 269, or timm:NAME
 GPUS=${GPUS:-1}                   # processes on this machine; --batch-size stays global
 SEED=${SEED:-0}
 
