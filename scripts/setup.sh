@@ -7,18 +7,15 @@ setup() {
     source .venv/bin/activate
   fi
   local stamp done_file
-  stamp=$(cat "$@" | sha256sum | cut -c1-16)
+  stamp=$(cat "$@" requirements-crf.txt | sha256sum | cut -c1-16)
   done_file="$(python -c 'import sys; print(sys.prefix)')/.puzzle-cam-$stamp"
   [ -e "$done_file" ] && return
-  local file
+  local file install=(python -m pip install --quiet --disable-pip-version-check)
   for file in "$@"; do
-    # pydensecrf is compiled at installation; without a C++ compiler the CRF runs in PyTorch.
-    grep -v pydensecrf "$file" | python -m pip install --quiet --disable-pip-version-check -r /dev/stdin
-    if grep -q pydensecrf "$file"; then
-      grep pydensecrf "$file" | python -m pip install --quiet --disable-pip-version-check -r /dev/stdin \
-        >"${TMPDIR:-/tmp}/pydensecrf-build.log" 2>&1 \
-        || echo "note: pydensecrf did not build (no C++ compiler?); the CRF will run in PyTorch"
-    fi
+    "${install[@]}" -r "$file"
   done
+  # Compiled at installation; without a C++ compiler the CRF runs in PyTorch.
+  "${install[@]}" -r requirements-crf.txt >"${TMPDIR:-/tmp}/pydensecrf-build.log" 2>&1 \
+    || echo "note: pydensecrf did not build (no C++ compiler?); the CRF will run in PyTorch"
   touch "$done_file"
 }

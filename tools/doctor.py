@@ -72,7 +72,7 @@ def check_crf(_: argparse.Namespace) -> Findings:
         importlib.import_module("pydensecrf.densecrf")
         yield "ok", "CRF", "pydensecrf for CPUs, torch for GPUs", ""
     except Exception as error:
-        remedy = "fine on a GPU; for CPUs install a C++ compiler, then pip install pydensecrf2"
+        remedy = "fine on a GPU; on a CPU with a C++ compiler: pip install -r requirements-crf.txt"
         yield "warn", "CRF", f"torch alone, pydensecrf does not import: {first_line(error)}", remedy
 
 
