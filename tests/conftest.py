@@ -19,8 +19,9 @@ from PIL import Image
 # One thread, also in the stages that tests start: rounding depends on their number.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-# A shell starts background jobs deaf to Ctrl-C, and what they start inherits it.
+# A shell starts background jobs deaf to Ctrl-C, nohup to SIGHUP, and what they start inherits it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 REPO = Path(__file__).resolve().parent.parent
 SHARED = REPO.parent / "shared"
 GOLDENS = Path(__file__).parent / "goldens"

@@ -209,7 +209,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     p.add_argument("--stage", nargs="+", choices=stages, default=stages, help="default: all")
     p.add_argument("--backbone", default="resnet50", help="of the trainings (resnet50)")
     p.add_argument("--weights", default="imagenet", help="imagenet, none or a file (imagenet)")
-    p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto")
+    p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="auto")
     p.add_argument("--gpus", type=integer(1, 1024), default=1, help="processes on this machine (1)")
     words = "loader processes per GPU (4, or fewer cores)"
     p.add_argument("--workers", type=integer(0, 256), help=words)

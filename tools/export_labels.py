@@ -31,7 +31,7 @@ from tools.annotations import WRITERS, Picture, labelme
 def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
     p.add_argument("labels", type=Path, help="directory of label maps, <id>.png")
-    p.add_argument("--form", choices=(*WRITERS, "labelme"), required=True)
+    p.add_argument("--form", choices=(*WRITERS, "labelme"), required=True, help="see above")
     p.add_argument("--out", type=Path, required=True, help="new file, of labelme new folder")
     p.add_argument("--data", type=Path, help="data root of the pictures and classes")
     p.add_argument("--pictures", type=Path, help="folder of the pictures, where they are elsewhere")

@@ -24,7 +24,7 @@ import numpy as np
 def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
     p.add_argument("scores", type=Path, help="directory of scores")
-    p.add_argument("--form", choices=("irn", "puzzlecam", "seam"), default="irn")
+    p.add_argument("--form", choices=("irn", "puzzlecam", "seam"), default="irn", help="whose")
     p.add_argument("--out", type=Path, required=True, help="new folder of the files")
     return p
 

@@ -69,7 +69,17 @@ seed = integer(0, 2**32 - 1)
 count = integer(0, 10**9)  # of images, say
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter): ...
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults in the help, of options that have one to speak of; a list as it is typed."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.nargs == 0 or action.default in (None, [], "", argparse.SUPPRESS):
+            return action.help
+        if isinstance(action.default, list | tuple):
+            first, *rest = map(str, action.default)
+            some = [first, *rest] if len(rest) < 6 else [first, rest[0], "...", rest[-1]]
+            return f"{action.help} (default: {' '.join(some)})"
+        return super()._get_help_string(action)
 
 
 class Parser(OneLineParser):
@@ -187,7 +197,7 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     p.add_constant(stage, "weight_decay", number(0, 1), "0 on biases")
     p.add_constant(stage, "sides", side, "range of the longer side after the random resize")
     p.add_constant(stage, "crop", side, "side of the training views")
-    p.add_argument("--seed", type=seed, default=0)
+    p.add_argument("--seed", type=seed, default=0, help="of the weights, views and batches")
     add_amp(p)
     words = "torch.compile: minutes at the start"
     p.add_argument("--compile", how=True, action="store_true", help=words)
