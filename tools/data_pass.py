@@ -15,10 +15,10 @@ from pathlib import Path
 from core import files
 from core.data import datasets, images
 from core.errors import InputError
+from core.progress import Bar
 from core.run import parallel
 
 import numpy as np
-from tqdm import tqdm
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
 SMALL, FEW = 64, 30  # pixels of a shorter side, and images of a class, that are worth a word
@@ -70,7 +70,7 @@ def look_at_all(data: datasets.DataRoot, ids: Sequence[str], workers: int) -> li
     rows = parallel.read_ahead(
         ids, workers, batch_size=None, collate_fn=functools.partial(look, data)
     )
-    return list(tqdm(rows, "pictures", len(ids), leave=False, disable=None))
+    return list(Bar(rows, "pictures", len(ids), leave=False, disable=None))
 
 
 def first(names: Sequence[str], count: int = 3) -> str:

@@ -17,8 +17,7 @@ from typing import BinaryIO
 
 from core.errors import InputError
 from core.files import naming
-
-from tqdm import tqdm
+from core.progress import Bar
 
 CHUNK = 1 << 20  # bytes that are read at a time
 TIMEOUT = 60.0  # seconds without a byte
@@ -118,7 +117,7 @@ def _receive(url: str, part: Path, file: BinaryIO) -> None:
             needed = f"needs {(total - start) / 2**20:.1f} MiB more, {free / 2**20:.1f} are free"
             raise InputError(f"{part}: {needed}; make room")
         words = {"desc": part.stem, "unit": "B", "unit_scale": True, "dynamic_ncols": True}
-        with tqdm(initial=start, total=total, **words) as bar:
+        with Bar(initial=start, total=total, **words) as bar:
             while block := _read(response):
                 file.write(block)
                 bar.update(len(block))

@@ -18,9 +18,10 @@ import sys
 import tarfile
 from pathlib import Path
 
+from core.progress import Bar
+
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
@@ -67,7 +68,7 @@ def write_archive(args: argparse.Namespace, ids: list[str], data: DataRoot | Non
         gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
-        for image_id in tqdm(sorted(ids), desc="export", unit="image", dynamic_ncols=True):
+        for image_id in Bar(sorted(ids), desc="export", unit="image"):
             path = args.predictions / f"{image_id}.png"
             size = images.image_size(data.image_path(image_id)) if data is not None else None
             label = images.read_label(path, len(VOC_CLASSES) + 1, size)

@@ -18,9 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from core.progress import Bar
+
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core.data.images import write_label
@@ -195,7 +196,7 @@ def write_data_set(root: Path, settings: dict[str, Any]) -> None:
         (root / folder).mkdir(parents=True)
     lists = {split: [f"{split}_{i:05d}" for i in range(settings[split])] for split in SPLITS}
     rows = []
-    for name in tqdm([*lists["train"], *lists["val"]], desc="shapes", unit="image"):
+    for name in Bar([*lists["train"], *lists["val"]], desc="shapes", unit="image"):
         split, number = name.split("_")
         where = settings["size"], settings["seed"], SPLITS.index(split), int(number)
         if settings["background"]:

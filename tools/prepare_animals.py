@@ -18,12 +18,12 @@ from core import files
 from core.data import images
 from core.data.datasets import VOC_CLASSES, DataRoot
 from core.errors import InputError
+from core.progress import Bar
 from core.run import options
 from core.run.main import run_main
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
 CLASSES = (*ANIMALS, "person")
@@ -57,7 +57,7 @@ def write(voc: DataRoot, lists: dict[str, dict[str, list[int]]], out: Path, side
     lut[list(NUMBERS)] = list(NUMBERS.values())
     every = {i: some for ids in lists.values() for i, some in ids.items()}
     scored = {i for name in ("train", "val") for i in lists.get(name, ())}
-    for image_id in tqdm(every, "prepare_animals", unit="image"):
+    for image_id in Bar(every, "prepare_animals", unit="image"):
         mask = voc.mask_path(image_id)
         if image_id in scored and mask.exists():
             label = lut[images.read_label(mask, 21)]

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from core.progress import Bar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
@@ -70,7 +70,7 @@ def over_items(
     """function(chunk, *more) of all items, in a process pool."""
     items = list(given.items())
     chunks = [dict(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
-    bar = tqdm(total=len(items), desc=what, unit="image", dynamic_ncols=True, disable=None)
+    bar = Bar(total=len(items), desc=what, unit="image", disable=None)
     results = []
     with bar, Pool(jobs if len(chunks) > 8 else 1) as pool:
         parts = pool.map(function, ((chunk, *more) for chunk in chunks))

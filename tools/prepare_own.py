@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from a
 from core import files
 from core.data import images
 from core.errors import InputError
+from core.progress import Bar
 from core.run import options
 from core.run.main import run_main
 from tools.own import annotations, pictures
@@ -42,7 +43,6 @@ from tools.own.found import (
 )
 
 import numpy as np
-from tqdm import tqdm
 
 RECORD = "own.json"  # by which this tool knows what it made
 DESIGN = 1  # raise it when the same input gives other output
@@ -55,7 +55,7 @@ def write(root: Path, found: Found, order: list[str], args: Any) -> dict[str, An
     for folder in ("JPEGImages", "ImageSets/Segmentation", "SegmentationClass"):
         (root / folder).mkdir(parents=True)
     without = Counter[str]()
-    for picture, image_id in tqdm(ids.items(), "write", unit="image"):
+    for picture, image_id in Bar(ids.items(), "write", unit="image"):
         what, mask = found.probes[picture], None
         if picture in found.masks:
             mask = images.read_label(found.masks[picture], 255, what.size)

@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.progress import Bar
+
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
@@ -173,7 +174,7 @@ def prepare(data: DataRoot, sbd: Path | None, jobs: int) -> tuple[dict[str, dict
             needs.setdefault(image_id, (set(), labels.get(image_id, [])))[0].update(NEEDS[split])
     items, problems = list(needs.items()), []
     chunks = [dict(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
-    bar = tqdm(total=len(items), desc="check", unit="image", dynamic_ncols=True)
+    bar = Bar(total=len(items), desc="check", unit="image")
     with bar, Pool(jobs if len(chunks) > 8 else 1) as pool:
         found = pool.map(check, ((data, chunk, sbd) for chunk in chunks))
         for chunk, some in zip(chunks, found, strict=True):

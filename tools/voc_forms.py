@@ -11,11 +11,11 @@ from core.data import images
 from core.data.datasets import VOC_CLASSES, DataRoot, check_name
 from core.errors import InputError
 from core.files import atomic_path, write_text
+from core.progress import Bar
 from tools import prepare_voc
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 MAX_BYTES = 64 << 20  # of one picture in an archive or a parquet file
 N_LABELS = len(VOC_CLASSES) + 1
@@ -91,7 +91,7 @@ def read_masks(path: Path, data: DataRoot) -> list[str]:
     """
     written, others, bad = 0, 0, []
     (data.root / prepare_voc.AUG).mkdir(exist_ok=True)
-    for name, read in tqdm(_pngs(path), desc="masks", unit="mask", dynamic_ncols=True):
+    for name, read in Bar(_pngs(path), desc="masks", unit="mask"):
         image_id = Path(name).stem
         target = data.mask_path(image_id, prepare_voc.AUG)
         if data.missing_images([image_id]):
@@ -129,7 +129,7 @@ def read_parquet(path: Path, root: Path) -> None:
         raise InputError(f"{path}: holds no .parquet files")
     for folder in ("JPEGImages", "SegmentationClass"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    with tqdm(desc="parquet", unit="image", dynamic_ncols=True) as bar:
+    with Bar(desc="parquet", unit="image") as bar:
         for file in paths:
             try:
                 table = ParquetFile(file)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core.errors import InputError
+from core.progress import Bar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 T = TypeVar("T")
 JOINING = "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"  # the environment of one of many
@@ -182,7 +182,7 @@ def _gather(value: T) -> list[T]:
     return values
 
 
-def progress(total: int, what: str, unit: str = "image", done: int = 0, over: Any = None) -> tqdm:
+def progress(total: int, what: str, unit: str = "image", done: int = 0, over: Any = None) -> Bar:
     """A progress bar with rate and ETA, of the main process alone; it may iterate `over` things."""
     shown = {"dynamic_ncols": True, "disable": not is_main()}
-    return tqdm(over, total=total, desc=what, unit=unit, initial=done, **shown)
+    return Bar(over, total=total, desc=what, unit=unit, initial=done, **shown)

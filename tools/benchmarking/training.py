@@ -14,6 +14,7 @@ from core.data import images
 from core.data.datasets import TrainingViews
 from core.data.transforms import RandomView, normalize
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
+from core.progress import Bar
 from core.run import optimizer, precision
 from core.run.plan import Plan
 from core.run.training import Trainer
@@ -26,7 +27,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from tqdm import tqdm
 
 NEVER = 10**9  # steps between log rows and between checkpoints
 RATE = 1e-4  # the weights hardly move
@@ -82,7 +82,7 @@ class Training:
         def trainer() -> Trainer:
             out = Path(tempfile.mkdtemp(dir=self.bench.folder))
             made = Trainer(network, groups, plan, out, device)
-            made.bar = tqdm(disable=True)  # `trainer.batches` would show one
+            made.bar = Bar(disable=True)  # `trainer.batches` would show one
             return made
 
         return lambda: self.step(trainer(), trainer().begin(load()))

@@ -10,13 +10,13 @@ from pathlib import Path
 from core.data import images
 from core.data.datasets import check_name
 from core.errors import InputError
+from core.progress import Bar
 from tools.own import annotations
 from tools.own import pictures as own_pictures
 from tools.own.annotations import Entry
 from tools.own.pictures import Index, Picture, Probe
 
 import numpy as np
-from tqdm import tqdm
 
 NOTHING = {"none", "negative", "negatives", "background", "no class", "no_class", "empty"}
 UNKNOWN = {"ignore", "void", "unlabeled", "unlabelled"}  # of a region: 255
@@ -126,7 +126,7 @@ def probe_all(found: Found) -> None:
     pictures = [p for p in found.pictures if p in found.labels]
     with warnings.catch_warnings(), ThreadPoolExecutor(4) as pool:
         warnings.simplefilter("ignore")  # out here, as filters are shared by the threads
-        results = tqdm(pool.map(try_one, pictures), "check", len(pictures), unit="image")
+        results = Bar(pool.map(try_one, pictures), "check", len(pictures), unit="image")
         for picture, result in zip(pictures, results, strict=True):
             if isinstance(result, str):
                 found.leave(picture, result)

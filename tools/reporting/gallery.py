@@ -9,6 +9,7 @@ from pathlib import Path
 import predict
 from core import files
 from core.data import images, visual
+from core.progress import Bar
 from tools import steps
 from tools.reporting.charts import STYLE, data_uri
 from tools.reporting.collect import Family, noting
@@ -19,7 +20,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
-from tqdm import tqdm
 
 SECTIONS = ("best", "median", "worst")
 WIDTH, DPI = 6, 100  # columns that short rows fill together; pixels an inch
@@ -62,7 +62,7 @@ def galleries(albums: list[Album], args: Namespace, warnings: list[str]) -> list
 def measure(album: Album, column: Column, ids: list[str], warnings: list[str]) -> Ious:
     """The IoUs of a column's images that have a ground truth."""
     ious: Ious = {}
-    for image_id in tqdm(ids, desc=f"gallery {album.split}", unit="image", dynamic_ncols=True):
+    for image_id in Bar(ids, desc=f"gallery {album.split}", unit="image"):
         with noting(warnings, "gallery: "):
             truth = album.truth(image_id)
             label = None if truth is None else album.label(column, image_id, truth.shape)[0]
