@@ -28,7 +28,13 @@ def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
     options.add_data(p, split="train_aug")
     p.add_argument("--scores", type=Path, required=True, help="directory of CAMs or other scores")
-    p.add_argument("--checkpoint", type=Path, required=True, help="model.pt of train_affinity.py")
+    p.add_argument(
+        "--checkpoint",
+        how=True,
+        type=options.model,
+        required=True,
+        help="model.pt of train_affinity.py",
+    )
     options.add_out(p)
     stage = recipe.RANDOM_WALK
     p.add_constant(stage, "pad_to", options.side, "the --crop of train_affinity.py")

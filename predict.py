@@ -45,7 +45,13 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--data", type=Path, help="data root, in place of pictures")
     p.add_argument("--split", default="val", help="list in ImageSets/Segmentation, without .txt")
     options.add_verify(p)
-    p.add_argument("--checkpoint", type=Path, required=True, help="model.pt of a segmentation")
+    p.add_argument(
+        "--checkpoint",
+        how=True,
+        type=options.model,
+        required=True,
+        help="model.pt of a segmentation",
+    )
     options.add_out(p)
     options.add_inference(p, recipe.PREDICTION, batch_images=2)
     p.add_argument("--no-crf", dest="crf", action="store_false", help="leave out the dense CRF")

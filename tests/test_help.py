@@ -50,3 +50,11 @@ def test_it_starts_with_what_the_script_does(parser: argparse.ArgumentParser) ->
     assert parser.description and Path(parser.prog).suffix != ".pyc"
     first = parser.description.strip().splitlines()[0]
     assert first.endswith((".", ":")) and len(first) <= 100
+
+
+@pytest.mark.parametrize("script", ["make_cam", "make_random_walk", "predict", "evaluate"])
+def test_a_checkpoint_may_be_its_directory(script: str, tmp_path: Path) -> None:
+    kinds = [a.type for a in importlib.import_module(script).get_args_parser()._actions
+             if "--checkpoint" in a.option_strings]  # fmt: skip
+    assert [kind(str(tmp_path)) for kind in kinds] == [tmp_path / "model.pt"]
+    assert [kind(str(tmp_path / "a.pt")) for kind in kinds] == [tmp_path / "a.pt"]

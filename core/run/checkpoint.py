@@ -15,6 +15,12 @@ from core.run.main import signals_held
 import torch
 from torch import Tensor, nn
 
+READERS = {
+    "Classifier": "make_cam.py",
+    "AffinityNet": "make_random_walk.py",
+    "DeepLabV3Plus": "predict.py",
+}
+
 
 def save(path: Path, value: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values with `torch.save`, all of it or nothing."""
@@ -118,7 +124,9 @@ def load_model(
     network_class = next((kind for kind in kinds if kind.__name__ == state["network"]), None)
     if network_class is None:
         wanted = " or a ".join(kind.__name__ for kind in kinds)
-        raise InputError(f"{path}: holds a {state['network']}, this needs a {wanted}")
+        script = READERS.get(state["network"])
+        what = f"holds a {state['network']}{f', which {script} takes' if script else ''}"
+        raise InputError(f"{path}: {what}; this needs a {wanted}")
     if classes is not None and list(state["classes"]) != list(classes):
         raise InputError(f"{path}: {class_difference(state['classes'], classes)}")
     try:

@@ -28,6 +28,12 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def model(text: str) -> Path:
+    """An argparse type: a model.pt, or the directory of the training that made it."""
+    found = path(text)
+    return found / "model.pt" if found.is_dir() else found
+
+
 def number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
     """An argparse type: a number from `low` to `high`, whole if `kind` is int."""
     words = f"a {'whole ' * (kind is int)}number from {low:g} to {high:g}"
@@ -186,7 +192,7 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     )
     p.add_argument("--weights", how=True, default="imagenet", help=words)  # what they hold counts
     words = "a model.pt of this stage to start from: all its layers, of the same classes"
-    p.add_argument("--init", type=Path, help=words)
+    p.add_argument("--init", how=True, type=model, help=words)
     p.add_constant(stage, "epochs", integer(1, 100_000), "times that every image is seen")
     p.add_constant(stage, "batch_size", integer(1, 65536), "global: over all processes")
     words = "split each batch into this many microbatches to save memory; BatchNorm sees those"
