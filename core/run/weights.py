@@ -54,10 +54,10 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
 def of(args: argparse.Namespace) -> dict[str, Tensor] | None:
     """`load` of --init, where that is given, or of --weights; says what a file gave."""
     found = load(args.init or args.weights, args.backbone)
-    if found is not None and args.init is None and args.weights != "imagenet":
-        if distributed.is_main():
-            what = f"{len(found)} tensors for the backbone {args.backbone}"
-            print(f"{args.weights}: {what}; the other layers start anew")
+    is_file = found is not None and args.init is None and args.weights != "imagenet"
+    if is_file and distributed.is_main():
+        what = f"{len(found or ())} tensors for the backbone {args.backbone}"
+        print(f"{args.weights}: {what}; the other layers start anew")
     return found
 
 
