@@ -53,9 +53,7 @@ def get_args_parser() -> options.Parser:
     options.add_data(p, split="train")
     p.add_argument("--scores", type=Path, help="directory of CAMs or of other scores")
     p.add_argument("--labels", type=Path, help="directory of label maps <id>.png")
-    p.add_argument(
-        "--checkpoint", how=True, type=options.model, help="model.pt of train_segmentation.py"
-    )
+    p.add_argument("--checkpoint", type=options.model, help="model.pt of train_segmentation.py")
     p.add_argument("--masks", default="SegmentationClass", help="folder of the ground truth")
     p.add_argument(
         "--thresholds", type=options.or_word("paper", options.fraction), nargs="+", metavar="T",

@@ -29,7 +29,7 @@ def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
     options.add_data(p, split="train_aug")
     p.add_argument(
-        "--checkpoint", how=True, type=options.model, required=True, help="model.pt of a classifier"
+        "--checkpoint", type=options.model, required=True, help="model.pt of a classifier"
     )
     options.add_out(p)
     words = "cam: summed at stride 4; hr_cam: summed at the image's size, sampled at stride 4"

@@ -134,7 +134,8 @@ HOW = {
 def test_every_option_is_a_setting_or_says_how(script):
     parser = importlib.import_module(script).get_args_parser()
     for action in parser._actions:
-        how = action.type is options.path or HOW.get(action.dest, action.dest == "help")
+        is_path = action.type in (options.path, options.model)
+        how = is_path or HOW.get(action.dest, action.dest == "help")
         assert (action.dest in parser.how) == how, action.dest
 
 

@@ -56,8 +56,8 @@ def stride_of(name: str) -> int:
 class Backbone(nn.Module):
     """A classification network without its head.
 
-    `channels` and `strides` are those of the taps: maps at rising strides, the first at 4. `name`:
-    with the tag of its weights where it is timm's.
+    `channels` and `strides` are those of the taps: maps at rising strides, the first at 4
+    (ViTs: 14 or 16). `name`: with the tag of its weights where it is timm's.
     """
 
     name: str
@@ -143,9 +143,9 @@ class Pyramid(Backbone):
         self, name: str, weights: Mapping[str, Tensor] | None = None, frozen: bool = False
     ):
         super().__init__(full_name(name), frozen)
-        self.net, found = _features(self.name.removeprefix(PREFIX))
-        self.channels = found.feature_info.channels()
-        self.reductions = found.feature_info.reduction()
+        self.net = _features(self.name.removeprefix(PREFIX))
+        info: Any = self.net.feature_info
+        self.channels, self.reductions = info.channels(), info.reduction()
         self.strides = [max(4, stride) for stride in self.reductions]
         for buffer, value in zip(("scale", "shift"), input_scale(self.name), strict=True):
             self.register_buffer(buffer, value)
@@ -252,14 +252,13 @@ def _config(name: str) -> Any:
     return config
 
 
-def _features(name: str) -> tuple[nn.Module, Any]:
+def _features(name: str) -> nn.Module:
     """A network of timm that returns its features."""
     timm = import_timm()
     error: Exception | None = None
     for options in ({"output_stride": BACKBONE.output_stride}, {"dynamic_img_size": True}, {}):
         try:
-            net = timm.create_model(name, pretrained=False, features_only=True, **options)
-            return net, net
+            return timm.create_model(name, pretrained=False, features_only=True, **options)
         except Exception as one:  # an option that it doesn't have, or no features: of any type
             error = one
     raise InputError(f"{PREFIX}{name}: gives no features ({str(error)[:120]})") from None

@@ -92,9 +92,9 @@ class Parser(OneLineParser):
     """A stage's command line, which knows which options decide what the stage computes.
 
     `add_argument(..., how=True)` marks an option that changes where or how fast a run goes, not
-    what it computes. Paths (`type=Path`) are inputs and outputs: a run compares what inputs hold
-    (their digests), not what they are called. Every other option is a setting: a directory made
-    with other settings is refused.
+    what it computes. Paths (`type=Path` or `model`) are inputs and outputs: a run compares what
+    inputs hold (their digests), not what they are called. Every other option is a setting: a
+    directory made with other settings is refused.
 
     Parsing adds `settings` and `defaults` to the namespace: the values of the settings, and
     what a record that is older than an option is taken to say.
@@ -105,8 +105,8 @@ class Parser(OneLineParser):
         self.how: set[str] = {"help"}
 
     def add_argument(self, *names: str, how: bool = False, **kwargs: Any) -> argparse.Action:
-        if kwargs.get("type") is Path:
-            how, kwargs["type"] = True, path
+        if kwargs.get("type") in (Path, model):
+            how, kwargs["type"] = True, path if kwargs["type"] is Path else model
         action = super().add_argument(*names, **kwargs)
         if how:
             self.how.add(action.dest)
@@ -192,7 +192,7 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     )
     p.add_argument("--weights", how=True, default="imagenet", help=words)  # what they hold counts
     words = "a model.pt of this stage to start from: all its layers, of the same classes"
-    p.add_argument("--init", how=True, type=model, help=words)
+    p.add_argument("--init", type=model, help=words)
     p.add_constant(stage, "epochs", integer(1, 100_000), "times that every image is seen")
     p.add_constant(stage, "batch_size", integer(1, 65536), "global: over all processes")
     words = "split each batch into this many microbatches to save memory; BatchNorm sees those"
