@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{what}: {found} -> {remedy}" for level, what, found, remedy in findings if level == "FAIL"
     ]
     warned = sum(level == "warn" for level, *_ in findings)
-    ready = f"ready; {warned} warnings" if warned else "ready"
+    ready = f"ready; {warned} warning{'s' * (warned > 1)}" if warned else "ready"
     print(f"not ready; first {failed[0]}" if failed else ready)
     sys.exit(int(bool(failed)))
 
