@@ -215,7 +215,7 @@ def read_annotation(path: Path) -> list[str]:
 
     Raises InputError for a missing or damaged file, or a DTD (VOC has none; entities can expand).
     """
-    text = files.read_text(path, "restore the annotation or write labels.txt", max_bytes=4 << 20)
+    text = files.read_text(path, "restore the annotation or write labels.txt", max_bytes=1 << 20)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise InputError(f"{path}: annotations with a DTD are refused; remove it")
     try:
