@@ -57,6 +57,11 @@ TRAINING = {
         MAPS,
         CLASSES,
     ),
+    "reconstruction of small tiles": (
+        lambda x, y: losses.reconstruction(x, merge(tile(x.square())), y, seams=2, relative=True),
+        MAPS,
+        CLASSES,
+    ),
     "affinity loss": (lambda x, y: losses.affinity(x, y, 5), EDGE, LABEL),
     "affinity loss, counts": (
         lambda x, y: losses.affinity(x, y, 5, losses.count_pairs(y, 5)),

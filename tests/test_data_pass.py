@@ -104,6 +104,12 @@ def test_missing_and_damaged_pictures(root: Path) -> None:
     assert "p02.png: truncated" in failed[1] and len(failed) == 2
 
 
+def test_missing_pictures_of_the_other_lists(root: Path) -> None:
+    (root / "JPEGImages" / "p38.png").unlink()
+    said = words(root)
+    assert "data: val: 2 images, 1 of them missing" in said and not words(root, "FAIL")
+
+
 def test_counts_of_classes(root: Path) -> None:
     (root / "classes.txt").write_text("cat\ndog\nbird\nfish\neel\n")
     labels = {i: [*classes_of(i), "eel"] for i in IDS}

@@ -75,3 +75,13 @@ def test_a_training_goes_on_with_a_new_schedule(inputs, tmp_path, capsys):
     torch.save(before, tmp_path / "bare.pt")
     with pytest.raises(InputError, match=r"bare\.pt"):
         run_stage(train_classification.main, *given, "--init", tmp_path / "bare.pt", "--overwrite")
+
+
+def test_weights_that_are_no_tensors(tmp_path):
+    network = NETWORKS["classification"](2)
+    checkpoint.save_model(tmp_path / "model.pt", network, ["a", "b"])
+    state = torch.load(tmp_path / "model.pt", weights_only=True)
+    state["weights"]["classifier.weight"] = 5
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="its weights are no tensors"):
+        weights.take_rest(network, tmp_path / "model.pt", ["a", "b"])

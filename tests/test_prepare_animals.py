@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import train_classification
@@ -66,8 +67,20 @@ def test_lists_labels_and_masks(voc):
 def test_the_same_images_twice_and_others_with_another_seed(voc):
     first = make(voc, "--images", 10).ids("train_aug")
     assert make(voc, "--images", 10).ids("train_aug") == first
-    others = [make(voc, "--images", 10, "--seed", seed).ids("train_aug") for seed in range(1, 6)]
+    with pytest.raises(InputError, match="animals: made with other settings"):
+        make(voc, "--images", 10, "--seed", 1)
+    others = []
+    for seed in range(1, 6):
+        shutil.rmtree(voc.parent / "animals")
+        others.append(make(voc, "--images", 10, "--seed", seed).ids("train_aug"))
     assert any(ids != first for ids in others)
+
+
+def test_a_data_root_of_others_is_left_alone(voc):
+    before = (voc / "ImageSets/Segmentation/train.txt").read_text()
+    with pytest.raises(InputError, match="voc: holds other files than this tool makes"):
+        make(voc, "--out", voc)
+    assert (voc / "ImageSets/Segmentation/train.txt").read_text() == before
 
 
 def test_other_data_is_refused(voc):

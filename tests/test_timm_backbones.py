@@ -177,6 +177,9 @@ def test_weights_of_another_network(tmp_path):
     torch.save(timm.create_model("regnety_002").state_dict(), tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"w\.pth: weights of another network: it lacks"):
         weights.load(tmp_path / "w.pth", "timm:convnext_atto")
+    torch.save({1: torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth"):
+        weights.load(tmp_path / "w.pth", "timm:convnext_atto")
     (tmp_path / "w.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match="not a readable file of safetensors"):
         weights.load(tmp_path / "w.safetensors", "timm:convnext_atto")

@@ -231,6 +231,11 @@ def check(root: Path, split: str, workers: int) -> Iterator[Finding]:
     lists = {split: ids}
     folder = data.root / "ImageSets" / "Segmentation"
     lists |= {s: data.ids(s) for s in ("train", "val") if (folder / f"{s}.txt").exists()}
+    for name, listed in lists.items():
+        if name != split and (gone := data.missing_images(listed)):
+            found = f"{name}: {len(listed)} images, {len(gone)} of them missing"
+            yield "warn", "data", found, f"{min(gone)} is the first; nothing scores it"
+            missing |= gone
     every = [i for i in dict.fromkeys(i for ids in lists.values() for i in ids) if i not in missing]
     pictures = {p.id: p for p in look_at_all(data, every, workers)}
     yield from check_pictures(list(pictures.values()))

@@ -27,6 +27,7 @@ from PIL import Image
 
 ANIMALS = ("cat", "cow", "dog", "horse", "sheep")
 CLASSES = (*ANIMALS, "person")
+RECORD = "animals.json"  # by which this tool knows what it made
 NUMBERS = {VOC_CLASSES.index(name) + 1: i for i, name in enumerate(CLASSES, 1)}  # VOC's -> ours
 
 
@@ -91,7 +92,16 @@ def main(args: argparse.Namespace) -> None:
     voc = DataRoot(args.voc)
     if voc.classes != VOC_CLASSES:
         raise InputError(f"{args.voc}: has other classes than VOC's 20; give VOC 2012")
+    record = args.out / RECORD
+    made_of = {"voc": str(args.voc.resolve()), **args.settings}
+    if args.out.exists() and any(args.out.iterdir()):
+        there = files.read_json(record, "choose another --out") if record.exists() else None
+        if there != made_of:  # a data root of somebody's, say VOC itself
+            what = "made with other settings" if there else "holds other files than this tool makes"
+            raise InputError(f"{args.out}: {what}; choose another --out")
     lists = choose(voc, args.images, args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    files.write_json(record, made_of)
     write(voc, lists, args.out, args.side)
     for name, ids in lists.items():
         print(f"{name}: {len(ids)} images")

@@ -72,6 +72,8 @@ def take_rest(network: Network, path: Path | None, classes: list[str]) -> None:
     state = checkpoint.load(path)
     checkpoint.check_form(state, str(path))
     own, theirs = network.state_dict(), state["weights"]
+    if not all(isinstance(v, Tensor) and v.layout == torch.strided for v in theirs.values()):
+        raise InputError(f"{path}: not a model.pt of this project: its weights are no tensors")
     of_classes = () if state["classes"] == classes else network.of_classes
     rest = [name for name in own if not name.startswith("backbone.")]
     fits = {k for k in rest if k in theirs and theirs[k].shape == own[k].shape}
@@ -116,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _of_timm(state: dict[str, Any], backbone: Pyramid) -> dict[str, Tensor]:
     """`Pyramid.from_timm`, with the buffers of the backbone, whatever device it is on."""
-    if not all(isinstance(value, Tensor) for value in state.values()):
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         return state  # no state dict: `check_weights` says so
     found = backbone.from_timm(state)
     scale, shift = backbones.input_scale(backbone.name)
