@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,28 @@ def test_shell_scripts_are_sound(script):
     text = script.read_text()
     if text.startswith("#!"):
         assert "set -euo pipefail" in text
+
+
+def test_scripts_find_core_from_any_directory(tmp_path):
+    """Each is read as Python starts it, its own directory first on the path and this one not."""
+    program = """
+import runpy, sys
+path = [p for p in sys.path if p]
+for script in sys.argv[1:]:
+    for name in [m for m in sys.modules if m.partition(".")[0] in ("core", "tools")]:
+        del sys.modules[name]
+    sys.path[:] = [script.rpartition("/")[0], *path]
+    try:
+        runpy.run_path(script, run_name="read")
+    except ImportError as error:
+        print(script, error)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, *map(str, SCRIPTS)],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == ""

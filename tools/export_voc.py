@@ -18,18 +18,17 @@ import sys
 import tarfile
 from pathlib import Path
 
-from core.progress import Bar
-
-import numpy as np
-from PIL import Image
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
 from core.data import images
 from core.data.datasets import VOC_CLASSES, DataRoot
 from core.errors import InputError
+from core.progress import Bar
 from core.run import options
 from core.run.main import run_main
+
+import numpy as np
+from PIL import Image
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
 

@@ -18,17 +18,16 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.progress import Bar
-
-import numpy as np
-from PIL import Image
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core.data.images import write_label
 from core.errors import InputError
 from core.files import read_json, write_json, write_text
+from core.progress import Bar
 from core.run import options
 from core.run.main import run_main
+
+import numpy as np
+from PIL import Image
 
 CLASSES = ("bar", "chequer", "cross", "ring", "wedge")  # named after the symbol on the head
 NO_GROUND = ("background: none",)  # first line of the classes.txt

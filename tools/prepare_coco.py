@@ -20,12 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core.progress import Bar
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
 from core.data import images
 from core.errors import InputError
+from core.progress import Bar
 from core.run import options
 from core.run.main import run_main
 from core.run.parallel import Pool

@@ -20,18 +20,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.progress import Bar
-
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
 from core.data import images
 from core.data.datasets import VOC_CLASSES, DataRoot
 from core.errors import InputError
+from core.progress import Bar
 from core.run import options
 from core.run.main import run_main
 from core.run.parallel import Pool
+
+import numpy as np
 
 LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists and image labels
 AUG = "SegmentationClassAug"
