@@ -17,6 +17,7 @@ from core.method.networks import AffinityNet, Classifier
 from core.method.puzzle import merge, tile
 from core.run import optimizer, training
 from core.run.plan import Plan
+from core.run.record import Log
 
 import numpy as np
 import pytest
@@ -223,8 +224,13 @@ def test_flat_maps_are_warned_of(data_root, tmp_path, capsys, monkeypatch):
             super().__init__(*args)
             torch.nn.init.zeros_(self.classifier.weight)
 
-    assert train_classification.flat_maps({"alpha": 4.0, "peak": 8.0}, 4) is None
-    assert train_classification.flat_maps({"alpha": 1.0, "peak": 0.1}, 4) is None  # still rising
+    log = Log(tmp_path / "log.jsonl", 0)
+    assert train_classification.flat_maps({"alpha": 4.0, "peak": 8.0}, log, 4) is None
+    assert train_classification.flat_maps({"alpha": 1.0, "peak": 0.1}, log, 4) is None  # rising
+    log.write({"alpha": 0.1, "peak": 8.5})
+    assert train_classification.flat_maps({"alpha": 2.0, "peak": 5.1}, log, 4) is None
+    assert "8.50" in train_classification.flat_maps({"alpha": 2.0, "peak": 4.1}, log, 4)
+    assert train_classification.flat_maps({"peak": 4.1}, log, 4) is None  # without L_re
     monkeypatch.setattr(train_classification, "Classifier", Flat)
     more = ("--lr", 1e-7, "--alpha-ramp", 0)
     run_stage(train_classification.main, *arguments(data_root, tmp_path / "flat", *more))

@@ -1,6 +1,7 @@
 """What a run was told, where it ran and what it saw: `run.json`, `log.jsonl`, and the lock."""
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -249,6 +250,14 @@ class Log:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def highest(self, name: str) -> float:
+        """The largest number that a row holds under this name; 0 where none does."""
+        top = 0.0
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line
+                top = max(top, float(json.loads(line)[name]))
+        return top
 
     def bytes(self) -> int:
         """Length of the file."""

@@ -34,7 +34,8 @@ class Trainer:
 
     `groups`: see `core.run.optimizer`. `out`: where `last.pt`, `log.jsonl` and `model.pt` go.
     `identity`: of the run, which alone goes on from its `last.pt`. `warn` looks at the means of
-    each log row; what it returns goes into the row as `warning`, and to stderr once.
+    each log row and at the log so far; what it returns goes into the row as `warning`, and to
+    stderr once.
 
     `step`: updates done. `network`: what the loss must call: on the device, wrapped for several
     processes and compiled where the plan says so.
@@ -48,7 +49,7 @@ class Trainer:
         out: Path,
         device: torch.device,
         identity: str = "",
-        warn: Callable[[dict[str, float]], str | None] | None = None,
+        warn: Callable[[dict[str, float], Log], str | None] | None = None,
     ):
         self.plan, self.out, self.device, self.identity = plan, out, device, identity
         self.warn, self.warned = warn, False
@@ -202,7 +203,7 @@ class Trainer:
         rate = self.plan.rate(self.step - 1)
         epoch = self.step * self.plan.epochs / self.plan.max_step
         row = {"step": self.step, "epoch": round(epoch, 4), "lr": rate, **means}
-        warning = self.warn(means) if self.warn is not None else None
+        warning = self.warn(means, self.log) if self.warn is not None else None
         if warning:
             row["warning"] = warning
             if not self.warned:
