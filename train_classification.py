@@ -67,8 +67,8 @@ def small_tiles(args: argparse.Namespace) -> str | None:
 def flat_maps(row: dict[str, float], log: Log, alpha: float) -> str | None:
     """A warning when the maps of present classes go flat: the empty map answers L_re perfectly.
 
-    Flat is what has lost half of its height, or has none when alpha is past half of its way. On
-    photographs the first comes after 40% of the training (docs/results.md).
+    Flat is what has lost half of its height, or has none when alpha is past half of its way;
+    what the half was chosen on, docs/results.md says.
     """
     peak, highest = row["peak"], log.highest("peak")
     flat = peak < 1.5 and row.get("alpha", 0) >= alpha / 2
