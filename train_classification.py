@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 SMALL_TILE = 150  # pixels; at 96 the maps go flat, the paper's are of 256
+WINDOW = 50  # steps over which the height of the maps is averaged before it is compared
 
 
 def get_args_parser() -> options.Parser:
@@ -67,16 +68,23 @@ def small_tiles(args: argparse.Namespace) -> str | None:
 def flat_maps(row: dict[str, float], log: Log, alpha: float) -> str | None:
     """A warning when the maps of present classes go flat: the empty map answers L_re perfectly.
 
-    Flat is what has lost half of its height, or has none when alpha is past half of its way;
-    what the half was chosen on, docs/results.md says.
+    Flat is what has no height when alpha is past half of its way, or has lost half of the height
+    it had over `WINDOW` steps: fewer steps show the accidents of a few batches, and a network's
+    first guesses. What the half was chosen on, docs/results.md says.
     """
-    peak, highest = row["peak"], log.highest("peak")
-    flat = peak < 1.5 and row.get("alpha", 0) >= alpha / 2
-    if not row.get("alpha") or not (flat or peak < highest / 2):
+    if not row.get("alpha"):
         return None
+    blocks: dict[int, list[float]] = {}  # heights of the last WINDOW steps, of those before, ...
+    for at, peak in [*log.numbers("step", "peak"), (row["step"], row["peak"])]:
+        blocks.setdefault(int(row["step"] - at) // WINDOW, []).append(peak)
+    whole = [sum(blocks[n]) / len(blocks[n]) for n in blocks if n < row["step"] // WINDOW]
+    has_lost_half = whole and whole[-1] < max(whole) / 2
+    if not has_lost_half and not (row["peak"] < 1.5 and row["alpha"] >= alpha / 2):
+        return None
+    now, highest = (whole[-1], max(whole)) if has_lost_half else (row["peak"], row["peak"])
     return (
-        f"the class maps of present classes go flat: they rise {peak:.2f} above their mean, at "
-        f"their highest {max(highest, peak):.2f}; L_re wins over the classification; lower "
+        f"the class maps of present classes go flat: they rise {now:.2f} above their mean, at "
+        f"their highest {highest:.2f}; L_re wins over the classification; lower "
         "--alpha, give --re-seams drop --re-scale relative or start from better --weights"
     )
 

@@ -224,13 +224,24 @@ def test_flat_maps_are_warned_of(data_root, tmp_path, capsys, monkeypatch):
             super().__init__(*args)
             torch.nn.init.zeros_(self.classifier.weight)
 
-    log = Log(tmp_path / "log.jsonl", 0)
-    assert train_classification.flat_maps({"alpha": 4.0, "peak": 8.0}, log, 4) is None
-    assert train_classification.flat_maps({"alpha": 1.0, "peak": 0.1}, log, 4) is None  # rising
-    log.write({"alpha": 0.1, "peak": 8.5})
-    assert train_classification.flat_maps({"alpha": 2.0, "peak": 5.1}, log, 4) is None
-    assert "8.50" in train_classification.flat_maps({"alpha": 2.0, "peak": 4.1}, log, 4)
-    assert train_classification.flat_maps({"peak": 4.1}, log, 4) is None  # without L_re
+    def warned(heights, steps=10, alpha=2.0):
+        """The first step with a warning, of a log whose rows have these heights."""
+        log = Log(tmp_path / "log.jsonl", 0)
+        for step, peak in enumerate(heights, 1):
+            row = {"step": step * steps, "peak": peak} | ({"alpha": alpha} if alpha else {})
+            if warning := train_classification.flat_maps(row, log, 4):
+                return row["step"], warning
+            log.write(row)
+        return None
+
+    falling = [8.5] * 5 + [4.0] * 5
+    step, warning = warned(falling)
+    assert step == 100 and "4.00" in warning and "8.50" in warning
+    assert warned([8.5] * 5 + [5.0] * 5) is None
+    assert warned(falling, alpha=0) is None  # without L_re
+    assert warned(falling, steps=1) is None  # too few steps to say
+    assert warned([6.0, 12.0, 17.0, 3.0, 3.0] + [7.0] * 20) is None  # first guesses
+    assert warned([1.2]) and warned([1.2], alpha=1.0) is None  # none from the start; alpha rising
     monkeypatch.setattr(train_classification, "Classifier", Flat)
     more = ("--lr", 1e-7, "--alpha-ramp", 0)
     run_stage(train_classification.main, *arguments(data_root, tmp_path / "flat", *more))

@@ -251,13 +251,12 @@ class Log:
             file.flush()
             os.fsync(file.fileno())
 
-    def highest(self, name: str) -> float:
-        """The largest number that a row holds under this name; 0 where none does."""
-        top = 0.0
+    def numbers(self, *names: str) -> Iterator[list[float]]:
+        """What the rows so far hold under these names; a row that lacks one is left out."""
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line
-                top = max(top, float(json.loads(line)[name]))
-        return top
+                row = json.loads(line)
+                yield [float(row[name]) for name in names]
 
     def bytes(self) -> int:
         """Length of the file."""

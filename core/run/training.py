@@ -33,9 +33,8 @@ class Trainer:
         trainer.finish(classes)
 
     `groups`: see `core.run.optimizer`. `out`: where `last.pt`, `log.jsonl` and `model.pt` go.
-    `identity`: of the run, which alone goes on from its `last.pt`. `warn` looks at the means of
-    each log row and at the log so far; what it returns goes into the row as `warning`, and to
-    stderr once.
+    `identity`: of the run, which alone goes on from its `last.pt`. `warn` looks at each log
+    row and at the log so far; what it returns goes into the row as `warning`, and to stderr once.
 
     `step`: updates done. `network`: what the loss must call: on the device, wrapped for several
     processes and compiled where the plan says so.
@@ -203,7 +202,7 @@ class Trainer:
         rate = self.plan.rate(self.step - 1)
         epoch = self.step * self.plan.epochs / self.plan.max_step
         row = {"step": self.step, "epoch": round(epoch, 4), "lr": rate, **means}
-        warning = self.warn(means, self.log) if self.warn is not None else None
+        warning = self.warn(row, self.log) if self.warn is not None else None
         if warning:
             row["warning"] = warning
             if not self.warned:
