@@ -62,8 +62,11 @@ def write_run(folder: Path, stage: str, seconds: float = 60, settings=None, **mo
     (folder / "run.json").write_text(json.dumps(record | more))
 
 
-def classifier(folder: Path, p_cls=True, re=True, backbone="resnet50", seconds=60.0, **more):
+def classifier(
+    folder: Path, p_cls=True, re=True, backbone="resnet50", seconds=60.0, changes=(), **more
+):
     settings = {"p_cls": p_cls, "re": re, "backbone": backbone, "lr": 0.1, "seed": 0}
+    settings |= dict(changes)
     write_run(folder / "classification", "train_classification", seconds, settings, **more)
 
 

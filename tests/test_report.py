@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -147,6 +148,13 @@ def test_runs_are_found_by_their_folders(tree, demo):
         "resnet50": ["cls", "re", "all"], "demo": ["cls", "all"]
     }  # fmt: skip
     assert [p.name for p in families["resnet50"].rows[-1].seeds] == ["seed0", "seed1"]
+    # L_re for small crops is a row of its own; half of it has no name.
+    for name in ("small", "half"):
+        changes = {"re_seams": "drop"} | ({"re_scale": "relative"} if name == "small" else {})
+        classifier(demo / name, changes=changes)
+    rows = {Path(row.path).name: row for f in collect([demo], []) for row in f.rows}
+    assert rows["small"].title == "Puzzle-CAM, small crops" and rows["half"].title == "half"
+    shutil.rmtree(demo / "small"), shutil.rmtree(demo / "half")
     # Two of a kind side by side are strangers.
     (demo / "plain").rename(demo / "other")
     classifier(demo / "other")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import train_classification
 from tools import steps, tables
 from tools.steps import Step
 
@@ -73,6 +74,14 @@ def test_table_1_differs_in_the_loss_alone() -> None:
     trainings = [c for c in commands(options(1)) if c[0] == "train_classification.py"]
     switches = [sorted(set(c) & {"--no-p-cls", "--no-re"}) for c in trainings]
     assert switches == [["--no-p-cls", "--no-re"], ["--no-re"], ["--no-p-cls"], []]
+    some = tables.rows(options(1, 3, "--variants", "cls", "small", "--backbones", "resnet18"))
+    assert [(row.variant, row.last) for row in some] == [
+        ("cls", "predictions"), ("small", "predictions")
+    ]  # fmt: skip
+    command = next(iter(commands(options(1, "--variants", "small"))))
+    parsed = train_classification.get_args_parser().parse_args(command[1:])
+    assert parsed.p_cls and parsed.re
+    assert (parsed.re_seams, parsed.re_scale) == ("drop", "relative")
 
 
 @pytest.mark.parametrize("more", [[], ["--small"], ["--hr-cam", "--test", "--with", "rw=--beta 8"]])
@@ -296,3 +305,35 @@ def test_shell_scripts_pass_the_environment_on(tmp_path: Path) -> None:
                 assert (args.data, args.runs) == (Path("my data"), Path("my runs"))
                 assert args.seeds == [0, 1] and args.gpus == 2
                 assert args.backbones == ["resnet18", "resnet50"]
+
+
+def test_photographs_are_prepared_once_and_run_with_one_recipe(tmp_path: Path) -> None:
+    """scripts/real_small.sh, with a `python` that notes its arguments, one a line."""
+    (tmp_path / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SEEDS": "0 1", "WEIGHTS": "my weights.pth"}
+    data = tmp_path / "my data"
+
+    def run() -> tuple[list[str], list[list[str]]]:
+        command = ["bash", str(REPO / "scripts/real_small.sh"), "--with", "cam=--scales 1"]
+        env["DATA"] = str(data)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        first, *rest = done.stdout.split("tools/tables.py\n")
+        return first.splitlines(), [words.splitlines() for words in rest]
+
+    prepared, trained = run()
+    assert prepared[0] == "tools/prepare_animals.py" and prepared[-1] == str(data)
+    data.mkdir()
+    (data / "classes.txt").touch()
+    assert run() == ([], trained)
+    for words, table in zip(trained, (1, 3), strict=True):
+        args = tables.get_args_parser().parse_args(words)
+        assert args.tables == [table] and {"cls", "small"} <= set(args.variants)
+        assert args.seeds == [0, 1] and args.data == data
+        args.runs = Path("/runs")
+        for command in commands(args):
+            script = importlib.import_module(command[0].removesuffix(".py").replace("/", "."))
+            parsed = script.get_args_parser().parse_args(command[1:])
+            if command[0].startswith("train_"):
+                assert parsed.weights == str(REPO / "my weights.pth")
+                assert parsed.crop == 192 and parsed.batch_size == 16

@@ -41,10 +41,11 @@ VARIANTS = {  # of the classifier
     "p_cls": ("--no-re",),
     "re": ("--no-p-cls",),
     "all": (),
+    "small": ("--re-seams", "drop", "--re-scale", "relative"),  # docs/results.md
 }
 BACKBONES = ("resnet50", "resnest50", "resnest101", "resnest269")
 TABLES = {  # of the paper: the step that the rows end with, their variants and backbones
-    1: ("cam", tuple(VARIANTS), ("resnet50",)),
+    1: ("cam", ("cls", "p_cls", "re", "all"), ("resnet50",)),
     2: ("pseudo", ("all",), BACKBONES),
     3: ("predictions", ("all",), BACKBONES),
 }
@@ -85,6 +86,7 @@ def get_args_parser() -> options.Parser:
     )
     words = "in place of the paper's"
     p.add_argument("--backbones", nargs="+", type=options.backbone, help=words)
+    p.add_argument("--variants", nargs="+", choices=VARIANTS, help=f"of the losses, {words}")
     p.add_argument("--gpus", type=options.integer(1, 64), default=1, help="processes of a stage")
     p.add_argument("--small", action="store_true", help="synthetic data, ResNet-18, minutes")
     p.add_argument("--hr-cam", action="store_true", help="score the released code's map as well")
@@ -102,7 +104,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
     last: dict[tuple[int, str, str], str] = {}
     for end, variants, papers in map(TABLES.get, args.tables):
         names = args.backbones or (("resnet18",) if args.small else papers)
-        for key in itertools.product(args.seeds, names, variants):
+        for key in itertools.product(args.seeds, names, args.variants or variants):
             last[key] = max(last.get(key, end), end, key=order.index)
     return [
         Row(args.runs / name / f"seed{seed}" / variant, name, seed, variant, end)

@@ -19,7 +19,9 @@ VARIANTS = {  # in the order of L_p-cls + 2 L_re: the losses as in Table 1, the 
     "p_cls": ("L_cls + L_p-cls", "CAM, L_cls + L_p-cls"),
     "re": ("L_cls + L_re", "CAM, L_cls + L_re"),
     "all": ("L_cls + L_p-cls + L_re", "Puzzle-CAM"),
+    "small": ("the same, L_re for small crops", "Puzzle-CAM, small crops"),
 }
+L_RE = {("keep", "raw"): "all", ("drop", "relative"): "small"}  # re_seams, re_scale of the run
 Record = dict[str, Any]  # a JSON object whose parts that the report reads are of their kind
 
 
@@ -148,6 +150,9 @@ def _row(path: str, seeds: list[Pipeline]) -> Row:
     for record in (record for p in seeds for record in p.records.values()):
         if "p_cls" in (settings := record["settings"]):
             variant = [*VARIANTS][bool(settings["p_cls"]) + 2 * bool(settings.get("re"))]
+            if variant == "all":
+                kind = settings.get("re_seams", "keep"), settings.get("re_scale", "raw")
+                variant = L_RE.get(kind, "")
             return Row(path, seeds, variant, str(settings.get("backbone", "")))
     backbone, *rest = Path(path).parts[-3:]
     variant = rest[-1] if rest and rest[-1] in VARIANTS else ""
