@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         thresholds = args.foreground_threshold, low
         labelling = Labelling(args.out, thresholds, args.crf_iterations, backend, where)
         inference.label_images(labelling, data, ids, args, where)
-        run.finish(images=len(ids))
+        run.finish(data.known_labels(ids), images=len(ids))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         if used and data.background and distributed.is_main():
             each = f" (each image its own, {min(used):.2f} to {max(used):.2f})"
             print(f"background score {np.mean(used):.2f}{each if args.threshold == 'auto' else ''}")
-        run.finish(images=len(ids))
+        run.finish(data.known_labels(ids), images=len(ids))
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError("give either pictures and folders, or --data with --split")
     device = distributed.start(args.device)
     network = checkpoint.load_model(args.checkpoint, (DeepLabV3Plus, Classifier), None)
-    inputs = {"checkpoint": artefacts.read_model(args.checkpoint)}
+    inputs, known = {"checkpoint": artefacts.read_model(args.checkpoint)}, None
     if args.data is not None:
         data = DataRoot(args.data)
         if network.classes != data.classes:
@@ -222,6 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         ids = data.ids(args.split)
         pictures = {i: data.image_path(i) for i in ids}
         inputs |= data.inputs(ids, verify=args.verify)
+        known = data.known_labels(ids)
         if not data.background:
             args.threshold = "none"
     else:
@@ -253,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
         if errors:
             bad = f"{len(errors)} of {len(pictures)} pictures left out, named above"
             raise InputError(f"{bad}; replace them and start again")
-        run.finish(images=len(pictures))
+        run.finish(known, images=len(pictures))
     if overlays and distributed.is_main():
         print(f"{args.out}: {len(pictures)} label maps; overlays and a legend in overlays/")
 

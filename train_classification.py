@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
             seams = args.grid if args.re_seams == "drop" else 0
             step(trainer, batch, alpha, args.grid, args.p_cls, args.re, masked, seams, relative)
         trainer.finish(data.classes)
-        run.finish(steps=trainer.step)
+        run.finish(steps=trainer.step, warnings=trainer.warnings())
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         for batch in trainer.batches(views):
             step(trainer, batch)
         trainer.finish(data.classes)
-        run.finish(steps=trainer.step)
+        run.finish(steps=trainer.step, warnings=trainer.warnings())
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+from core import steps
 from core.data.datasets import VOC_CLASSES, DataRoot
 from core.data.images import write_label
-from tools import report, steps
+from tools import report
 
 import numpy as np
 from conftest import write_cams

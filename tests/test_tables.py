@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import train_classification
-from tools import steps, tables
-from tools.steps import Step
+from core import steps
+from core.steps import Step
+from tools import tables
 
 import pytest
 from conftest import REPO, write_data_root

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from core import steps
 from core.data import datasets, images
 from core.errors import InputError
 from core.method import affinity, boundary, cam, segmentation
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
-from tools import steps
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -22,12 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 # What needs torch is imported in the checks: torch may be broken.
-from core import files
+from core import files, steps
 from core.errors import InputError
 from core.run import lock
 from core.run.main import SAVERS, run_main
 from core.run.options import OneLineParser, integer, scale, side
-from tools import steps
 
 CORES = len(os.sched_getaffinity(0))
 PACKAGES = dict.fromkeys(("numpy", "PIL", "tqdm"), "pip install -r requirements.txt") | {

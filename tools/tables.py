@@ -4,7 +4,7 @@
     python tools/tables.py 1 2 3 --data VOCdevkit/VOC2012 --runs runs/voc --seeds 0 1 2
     python tools/tables.py 1 2 3 --small --seeds 0 1
 
-A row is RUNS/<backbone>/seed<N>/<variant>, a step of tools/steps.py a directory below it: rows that
+A row is RUNS/<backbone>/seed<N>/<variant>, a step of core/steps.py a directory below it: rows that
 tables share are run once. Started again it goes on where it was, since finished steps return at
 once. A row that fails leaves its reason in failed.txt and does not stop the others; exit status 1
 if any did. `--small` makes synthetic data and takes 20 minutes a seed on 2 CPU cores; else see
@@ -27,13 +27,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
-from core import files
+from core import files, steps
 from core.data.datasets import DataRoot
 from core.errors import InputError
 from core.run import options
 from core.run.main import run_main
-from tools import steps
-from tools.steps import Step
+from core.steps import Step
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = {  # of the classifier

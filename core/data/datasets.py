@@ -164,6 +164,13 @@ class DataRoot:
             raise InputError(f"{source}: no class for any image; add the image-level labels")
         return labels
 
+    def known_labels(self, ids: Sequence[str]) -> dict[str, list[int]] | None:
+        """`image_labels`, or None where they are not all known, say of a test set."""
+        try:
+            return self.image_labels(ids)
+        except InputError:
+            return None
+
     def digest(self, ids: Sequence[str], labels: dict[str, list[int]] | None = None) -> str:
         """A digest of the class names, the ids and (where given) the image-level labels."""
         rows = (f"{i} {labels[i]}" if labels is not None else i for i in ids)

@@ -84,6 +84,7 @@ def read(
         if digest != sums[name]:
             raise InputError(f"{folder / name}: changed since its run finished; {remedy}")
     note_versions(folder, "made", record)
+    repeat_warnings(folder, record)
     return record
 
 
@@ -127,6 +128,13 @@ def note_versions(folder: Path, what: str, record: dict[str, Any]) -> None:
     if changed:
         words = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changed.items())
         note(f"{folder}: {what} with another version ({words})")
+
+
+def repeat_warnings(folder: Path, record: dict[str, Any]) -> None:
+    """Say what was amiss when a directory was made, to who reads it or makes it."""
+    lines = mapping(record, "results").get("warnings")
+    for line in lines if isinstance(lines, list) and distributed.is_main() else ():
+        print(f"warning: {folder}: {line}", file=sys.stderr)
 
 
 def note(words: str) -> None:

@@ -19,7 +19,7 @@ class Plan:
 
     `max_step`: updates in all. `amp`: the resolved autocast type ("bf16", "fp16" or "off").
     `batch_size`: global, over all processes; each process computes its share in `accumulate`
-    microbatches. `save_every`: updates between checkpoints.
+    microbatches. `save_every`: updates between checkpoints. `images`: of the split.
     """
 
     max_step: int
@@ -36,6 +36,7 @@ class Plan:
     log_every: int = 10
     compile: bool = False
     sync_bn: bool = False
+    images: int = 0
 
     @classmethod
     def of(cls, args: argparse.Namespace, n_images: int, device: torch.device) -> "Plan":
@@ -70,6 +71,7 @@ class Plan:
         steps = n_images // args.batch_size  # of an epoch: the last partial batch is dropped
         said = {k: v for k, v in vars(args).items() if k in cls.__dataclass_fields__}
         said |= {"max_step": args.epochs * steps, "save_every": args.save_every or steps}
+        said |= {"images": n_images}
         return cls(**said | {"amp": precision.amp_type(args.amp, device)})
 
     def rate(self, step: int) -> float:
@@ -77,10 +79,11 @@ class Plan:
         return optimizer.poly_lr(step, self.max_step, self.lr)
 
     def resolved(self) -> dict[str, Any]:
-        """What run.json records beside the options: AMP type, how many images a BN sees; of timm's
-        backbones the name with its tag, mean and std."""
+        """What run.json records beside the options: AMP type, how many images a BN sees, how many
+        there are, the steps; of timm's backbones the name with its tag, mean and std."""
         shares = self.accumulate * (1 if self.sync_bn else distributed.world_size())
         found = {"amp": self.amp, "bn_batch": self.batch_size // shares}
+        found |= {"images": self.images, "steps": self.max_step}
         return found | backbones.resolved(self.backbone)
 
     def batches(self, n_images: int, start: int) -> Iterator[list[int]]:

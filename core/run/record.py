@@ -7,15 +7,16 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
 from core import files
+from core.data import health
 from core.data.datasets import FOLDERS, class_difference
 from core.errors import InputError
-from core.run import distributed, lock, options
+from core.run import distributed, lock, messages, options
 from core.run import main as ending
 from core.run.artefacts import (
     HOLDS,
@@ -24,6 +25,7 @@ from core.run.artefacts import (
     note_versions,
     read,
     read_sums,
+    repeat_warnings,
     seal,
     write_sums,
 )
@@ -114,6 +116,9 @@ class Run:
         distributed.check_shared(self.out)
         if self.finished and distributed.is_main():
             print(f"{self.out}: already there, made with these settings; nothing to do", flush=True)
+        elif distributed.is_main():
+            there = sum((self.out / name).exists() for name in self.makes)
+            print(messages.header(self.record, self.makes, self.out, there), flush=True)
 
     @property
     def path(self) -> Path:
@@ -205,10 +210,26 @@ class Run:
     def _write(self) -> None:
         files.write_json(self.path, self.record)
 
-    def finish(self, **results: Any) -> None:
-        """Record the digest of what is there, results and the wall time; mark the run complete."""
+    def finish(
+        self,
+        labels: Mapping[str, list[int]] | None = None,
+        warnings: Sequence[str] = (),
+        **results: Any,
+    ) -> None:
+        """Record the digest of what is there, results and the wall time; mark the run complete.
+
+        `labels`: of label maps: the classes in each image, where they are known, for their health.
+        `warnings`: what a reader of this directory should know.
+        """
         distributed.barrier()
         if distributed.is_main():
+            warnings = list(warnings)
+            if self.holds == "labels":
+                names = [Path(name).stem for name in self.makes]
+                results["health"] = health.measure(self.out, names, self.record["classes"], labels)
+                warnings += health.warnings(results["health"])
+            if warnings:
+                results["warnings"] = warnings
             seconds = self.record["seconds"] + time.monotonic() - self.began
             # Linux counts in KiB; this process alone, not its workers.
             results["peak_cpu_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
@@ -217,6 +238,8 @@ class Run:
             self.record["digest"] = seal(self.out, self.makes)
             self.record |= {"results": results, "seconds": round(seconds, 1), "finished": True}
             self._write()
+            repeat_warnings(self.out, self.record)
+            print(messages.trailer(self.record, len(self.makes), self.out), flush=True)
         distributed.barrier()
 
 
@@ -257,6 +280,13 @@ class Log:
             with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line
                 row = json.loads(line)
                 yield [float(row[name]) for name in names]
+
+    def last_warning(self) -> list[str]:
+        """What the last row warns of, in a list; an empty one if of nothing."""
+        with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
+            last = self.path.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
+            return [str(json.loads(last)["warning"])]
+        return []
 
     def bytes(self) -> int:
         """Length of the file."""

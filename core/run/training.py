@@ -211,6 +211,10 @@ class Trainer:
         self.log.write(row)
         self.bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
 
+    def warnings(self) -> list[str]:
+        """The warning of the log's last row, if it has one."""
+        return self.log.last_warning() if self.log is not None else []
+
     def save(self) -> None:
         """Write `last.pt`, everything a later start needs."""
         if self.pending:

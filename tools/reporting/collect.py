@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import files
+from core import files, steps
 from core.errors import InputError
-from tools import steps
 
 AGAIN = "make it again"
 VARIANTS = {  # in the order of L_p-cls + 2 L_re: the losses as in Table 1, the CAMs' title
@@ -33,6 +32,7 @@ class Pipeline:
     records: dict[str, Record]  # directory -> its run.json, and as "log" the rows of log.jsonl
     scores: dict[str, Record]  # evaluation -> its JSON
     failed: str | None  # why it stopped
+    classifier: Record | None = None  # its JSON of evaluate.py --classifier
 
     @property
     def name(self) -> str:
@@ -192,6 +192,8 @@ def _read(path: Path, names: list[str], warnings: list[str]) -> Pipeline:
             read = files.read_json(file, AGAIN)
             if number(read.get("miou")) is not None:
                 made.scores[file.stem] = _scores(read)
+            elif number(read.get("mean_average_precision")) is not None:
+                made.classifier = read | {"run": _record(mapping(read.get("run")))}
             elif "miou" in read:
                 warnings.append(f"{file}: its mIoU is not a number; left out")
     if (path / "failed.txt").is_file():  # tools/tables.py leaves it

@@ -7,10 +7,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import predict
-from core import files
+from core import files, steps
 from core.data import images, visual
 from core.progress import Bar
-from tools import steps
 from tools.reporting.charts import STYLE, data_uri
 from tools.reporting.collect import Family, noting
 from tools.reporting.pictures import Album, Cell, Column, Strip

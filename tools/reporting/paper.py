@@ -7,9 +7,9 @@ ICIP 2021 (arXiv 2101.11253), Tables 1 to 3; what they cite there for AffinityNe
 import statistics
 from typing import NamedTuple
 
-from core import recipe
+from core import recipe, steps
 from core.data.datasets import VOC_CLASSES
-from tools import steps
+from core.run.messages import duration
 from tools.reporting import summarise
 from tools.reporting.collect import VARIANTS, Family, Row
 
@@ -170,7 +170,7 @@ def _details(row: Row, table: Table) -> list[str]:
         needed |= {read for _, read in step.reads} if step.name in needed else set()
     records = [r for name, each in row.records.items() if name in needed for r in each]
     seconds = sum(r["seconds"] for r in records) / max(1, sum(bool(p.records) for p in row.seeds))
-    took = summarise.duration(seconds) + (" a seed" if len(row.seeds) > 1 else "")
+    took = duration(seconds) + (" a seed" if len(row.seeds) > 1 else "")
     machine = summarise.unique((record["machine"] for record in records), " / ")
     parts = (machine, took, summarise.peak(records, "gpu"))
     trained = (r for each in row.records.values() for r in each if "p_cls" in r["settings"])

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from core import recipe
+from core import recipe, steps
 from core.data import images, scoring
 from core.data.datasets import DataRoot
 from core.data.metrics import ConfusionMatrix
 from core.data.scores import Scores
 from core.data.visual import heat_map, overlay
-from tools import steps
+from core.steps import Step
 from tools.reporting import summarise
 from tools.reporting.collect import Family, noting, number
-from tools.steps import Step
 
 import numpy as np
 

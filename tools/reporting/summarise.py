@@ -5,9 +5,10 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
-from tools import steps
-from tools.reporting.collect import Family, Pipeline, Record, Row, number
-from tools.steps import Step
+from core import steps
+from core.run.messages import duration
+from core.steps import Step
+from tools.reporting.collect import Family, Pipeline, Record, Row, mapping, number
 
 Cells = tuple[list[str], list[list[str]]]  # headings, rows
 METRICS = {"pseudo": "rw_crf", "val": "segmentation_val"}  # names metrics.json always had
@@ -108,13 +109,6 @@ def peak(records: list[Record], *kinds: str) -> str:
     return ""
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def metrics(families: list[Family]) -> dict[str, Any]:
     """mIoU by name and seconds by directory; of several families by their names."""
     result = {}
@@ -131,8 +125,13 @@ def metrics(families: list[Family]) -> dict[str, Any]:
 
 
 def problems(row: Row) -> list[str]:
-    """A line for each failed seed, and one for what differs between seeds beside the seed."""
+    """A line for each failed seed, what stages warned of, what differs beside the seed."""
     lines = [f"{p.name} failed: {p.failed}" for p in row.seeds if p.failed is not None]
+    for p in row.seeds:
+        for name, record in p.records.items():
+            warned = record["results"].get("warnings")
+            where = f"{p.name}/{name}" if len(row.seeds) > 1 else name
+            lines += [f"{where}: {w}" for w in warned] if isinstance(warned, list) else []
     changed = [
         f"{name}.{option}"
         for name, records in row.records.items()
@@ -152,7 +151,22 @@ def notes(family: Family) -> list[str]:
     lines = [f"Data: {unique(data)}"] if unique(data) else []
     if not any(p.scores for p in seeds):
         lines.append("Nothing is scored; evaluate.py --json RUNS/<step>.json does it given masks")
+    for row in family.rows:
+        lines += [f"{row.title}: {each}" for p in row.seeds if (each := classifier(p))]
     return lines + [f"{row.title}: {line}" for row in family.rows for line in problems(row)]
+
+
+def classifier(pipeline: Pipeline) -> str:
+    """How well the classifier knows images it was not trained on; "" where that was not asked."""
+    found = pipeline.classifier
+    if found is None:
+        return ""
+    known = {n: ap for n, each in mapping(found.get("average_precision")).items()
+             if (ap := number(each)) is not None}  # fmt: skip
+    lowest = ", ".join(f"{n} {known[n]:.0f}" for n in sorted(known, key=lambda n: known[n])[:3])
+    split = found["run"]["settings"].get("split", "?")
+    average = f"mean average precision {found['mean_average_precision']:.1f}"
+    return f"{average} on {found.get('images')} images of {split} (lowest: {lowest})"
 
 
 def commands(pipeline: Pipeline) -> list[str]:

@@ -1,0 +1,73 @@
+"""Whether label maps are worth going on with: figures that need image-level labels, no masks."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from core.data import images
+
+import numpy as np
+
+EMPTY = 0.1  # share of the images with a class whose map has none, from which on it is said
+SHOWN = 0.7  # share of the labelled classes that appear in their image's map, under which ...
+FULL = 0.9  # share of all pixels that one class takes, or that are ignored, from which on ...
+BARE = 0.98  # the same of the background: small objects leave much of it
+
+
+def measure(
+    folder: Path,
+    names: Sequence[str],
+    classes: Sequence[str],
+    labels: Mapping[str, list[int]] | None,
+) -> dict[str, Any]:
+    """What the label maps `folder/<name>.png` hold, for JSON.
+
+    Args:
+        classes: their names, 1..C in the maps. labels: the classes in each image; None: unknown.
+
+    Returns:
+        `images`; `empty`, those without any class though they have one (unknown: all without);
+        `pixels`, name -> share of all pixels, with `background` and `ignored`; and with labels
+        `shown`, name -> [images whose map shows it, images that have it].
+    """
+    with ThreadPoolExecutor(4) as pool:
+        counts = np.array(list(pool.map(lambda name: _counts(folder / f"{name}.png"), names)))
+    inside = counts[:, 1 : len(classes) + 1]
+    has_class = [labels is None or bool(labels[name]) for name in names]
+    total = counts.sum(0) / max(1, counts.sum())
+    pixels = dict(zip(["background", *classes], total.tolist(), strict=False))
+    found: dict[str, Any] = {
+        "images": len(names),
+        "empty": int((~inside.any(1) & np.array(has_class, bool)).sum()),
+        "pixels": {k: round(v, 6) for k, v in (pixels | {"ignored": float(total[-1])}).items()},
+    }
+    if labels is not None:
+        has = np.zeros(inside.shape, bool)
+        for row, name in zip(has, names, strict=True):
+            row[np.array(labels[name], int) - 1] = True
+        both = zip((has & (inside > 0)).sum(0).tolist(), has.sum(0).tolist(), strict=True)
+        found["shown"] = dict(zip(classes, map(list, both), strict=True))
+    return found
+
+
+def _counts(path: Path) -> np.ndarray:
+    return np.bincount(images.read_label(path, images.IGNORE).ravel(), minlength=256)
+
+
+def warnings(found: dict[str, Any]) -> list[str]:
+    """What of `measure` a user should see before going on, a line each."""
+    lines, n = [], found["images"]
+    if found["empty"] > EMPTY * n:
+        lines.append(f"{found['empty']} of {n} label maps show no class at all")
+    shown = found.get("shown", {})
+    absent = [name for name, (some, of) in shown.items() if of and not some]
+    some, of = np.array([*shown.values(), [0, 0]]).sum(0)
+    if absent:
+        lines.append(f"no label map shows {', '.join(absent[:5])}{' ...' * (len(absent) > 5)}")
+    elif some < SHOWN * of:
+        lines.append(f"{some} of the images' {of} labelled classes appear in their label map")
+    name, share = max(found["pixels"].items(), key=lambda each: each[1])
+    if share > (BARE if name == "background" else FULL):
+        lines.append(f"{share:.0%} of the pixels are {name}")
+    return lines
