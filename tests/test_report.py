@@ -8,12 +8,12 @@ import shutil
 import statistics
 from pathlib import Path
 
+from core import steps
 from core.data.datasets import DataRoot
 from core.errors import InputError
-from tools import report, steps
-from tools.reporting import charts, paper, summarise
+from core.steps import Step
+from tools.reporting import charts, paper, summarise, templating
 from tools.reporting.collect import collect, read_log
-from tools.steps import Step
 
 import pytest
 from conftest import write_cams
@@ -191,5 +191,5 @@ def test_published_figures():
 
 
 def test_markdown_text_stays_text():
-    assert report.markdown_text("a|b\n<i>[x](y)`*") == "a\\|b &lt;i&gt;\\[x\\](y)\\`\\*"
-    assert report.fenced(["a ``` b"]).startswith("````sh\n")
+    assert templating.markdown_text("a|b\n<i>[x](y)`*") == "a\\|b &lt;i&gt;\\[x\\](y)\\`\\*"
+    assert templating.fenced(["a ``` b"]).startswith("````sh\n")

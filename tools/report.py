@@ -12,24 +12,18 @@ folder holds the steps' directories (RUNS/cam, RUNS/cam.json ...) or any tree of
 named and left out. A minute per 1,000 images of a gallery.
 """
 
-import html
-import re
 import sys
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
-from core.data import visual
 from core.run import options
 from core.run.main import run_main
-from tools.reporting import charts, paper, summarise
+from tools.reporting import paper, summarise
 from tools.reporting.collect import collect
 from tools.reporting.gallery import galleries, overview
 from tools.reporting.pictures import albums
+from tools.reporting.templating import page
 
 
 def get_args_parser() -> options.Parser:
@@ -51,42 +45,6 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--threshold", type=options.fraction, help=what)
     options.add_device(p)
     return p
-
-
-def page(name: str, **content: Any) -> str:
-    """Text for a terminal, Markdown, or a self-contained page, readable without JavaScript.
-
-    Args:
-        name: of the template, and of what it makes. content: families, tables, warnings (what was
-        left out), galleries by the families' names.
-    """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "reporting" / "templates"),
-        autoescape=not name.endswith(".txt"),
-        finalize=markdown_text if name.endswith(".md") else None,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.globals |= {"charts": charts, "summarise": summarise, "source": paper.SOURCE}
-    environment.globals |= {"fenced": fenced, "palette": visual.PALETTE.tolist()}
-    return environment.get_template(name).render(**content)
-
-
-def markdown_text(value: Any) -> Markup:
-    """Text that Markdown and HTML leave as it is, on one line; Markup stays."""
-    if isinstance(value, Markup):
-        return value
-    line = html.escape(re.sub(r"[\x00-\x1f\x7f]+", " ", str(value)), quote=False)
-    return Markup(re.sub(r"([\\`*\[\]|])", r"\\\1", line))
-
-
-def fenced(lines: list[str]) -> Markup:
-    """A block of commands, behind a fence longer than any in them."""
-    code = "\n\n".join(lines)
-    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", code))])
-    return Markup(f"{fence}sh\n{code}\n{fence}")
 
 
 def main(argv: list[str] | None = None) -> None:
