@@ -1,14 +1,16 @@
 #!/usr/bin/env python
-"""Score CAMs or walked scores, label maps, or a segmentation checkpoint, in mIoU.
+"""Score CAMs or walked scores, label maps or a segmentation network in mIoU, a classifier in AP.
 
     python evaluate.py --data VOCdevkit/VOC2012 --scores runs/voc/cam --json runs/voc/cam.json
     python evaluate.py --data VOCdevkit/VOC2012 --labels runs/voc/pseudo --json runs/voc/pseudo.json
     python evaluate.py --data VOCdevkit/VOC2012 --split val --json runs/voc/val.json \\
         --checkpoint runs/voc/segmentation/model.pt
+    python evaluate.py --data my --split val --classifier runs/my/classification
 
 Scores are scored at every background threshold in one pass, and the best one is reported (as in the
 paper's Tables 1 and 2). A checkpoint predicts first, with the options of predict.py, which may be
-given here too (`--scales 1 --no-crf`); `--save-predictions` keeps the label maps.
+given here too (`--scales 1 --no-crf`); `--save-predictions` keeps the label maps. A classifier is
+scored against the image-level labels of images it was not trained on; no mask is opened.
 """
 
 import argparse
@@ -24,9 +26,11 @@ import predict
 from core import files, recipe
 from core.data import images, scoring
 from core.data.datasets import DataRoot
-from core.data.metrics import ConfusionMatrix, ThresholdSweep
+from core.data.metrics import ConfusionMatrix, ThresholdSweep, average_precision
 from core.errors import InputError
-from core.run import artefacts, distributed, options, record
+from core.method.cam import class_logits
+from core.method.networks import Classifier
+from core.run import artefacts, checkpoint, distributed, inference, options, precision, record
 from core.run.environment import environment
 from core.run.main import run_main
 from core.run.parallel import Pool
@@ -34,6 +38,7 @@ from core.run.parallel import Pool
 import numpy as np
 import torch
 
+BATCH = 8  # images of equal size that a classifier sees at once
 CHUNK = 16  # images a scoring task holds: enough to hide the cost of starting one
 
 
@@ -54,6 +59,7 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--scores", type=Path, help="directory of CAMs or of other scores")
     p.add_argument("--labels", type=Path, help="directory of label maps <id>.png")
     p.add_argument("--checkpoint", type=options.model, help="model.pt of train_segmentation.py")
+    p.add_argument("--classifier", type=options.model, help="model.pt of train_classification.py")
     p.add_argument("--masks", default="SegmentationClass", help="folder of the ground truth")
     p.add_argument(
         "--thresholds", type=options.or_word("paper", options.fraction), nargs="+", metavar="T",
@@ -116,10 +122,46 @@ def evaluate(
     return figures | {"images": len(ids)}
 
 
+@torch.inference_mode()
+def evaluate_classifier(
+    args: argparse.Namespace, data: DataRoot, ids: list[str], device: torch.device
+) -> dict[str, Any]:
+    """Average precision of each class over the images, from their labels alone."""
+    labels = data.image_labels(ids)
+    network = checkpoint.load_model(args.classifier, (Classifier,), data.classes)
+    network = network.to(device, memory_format=torch.channels_last)
+    pictures = {i: data.image_path(i) for i in ids}
+    groups = distributed.share(inference.equal_size_batches(pictures, BATCH))
+    side = recipe.CLASSIFICATION.sides[1]
+    views = inference.pyramids(pictures, groups, [1.0], side, args.workers, device, "evaluate")
+    place = {image_id: row for row, image_id in enumerate(ids)}
+    logits = torch.zeros(len(ids), len(data.classes), device=device)
+    autocast = precision.autocast(precision.amp_type("auto", device), device)
+    for group, copies, _ in views:
+        with autocast:
+            logits[[place[i] for i in group]] = class_logits(network, copies[0])
+    scores = distributed.total(logits).cpu().numpy()
+    positive = np.zeros(scores.shape, bool)
+    for row, image_id in zip(positive, ids, strict=True):
+        row[np.array(labels[image_id], int) - 1] = True
+    each = [average_precision(*pair) for pair in zip(scores.T, positive.T, strict=True)]
+    known = [None if np.isnan(ap) else round(ap, 4) for ap in each]
+    return {
+        "mean_average_precision": round(float(np.nanmean(each)), 4),
+        "average_precision": dict(zip(data.classes, known, strict=True)),
+        "images": len(ids),
+    }
+
+
 def print_table(figures: dict[str, Any]) -> None:
     """The figures as a table on stdout."""
-    for name, value in figures["iou"].items():
+    is_classifier = "average_precision" in figures
+    for name, value in figures["average_precision" if is_classifier else "iou"].items():
         print(f"{name:<20}{'absent' if value is None else f'{value:6.2f}'}")
+    if is_classifier:
+        print(f"{'mean AP':<20}{figures['mean_average_precision']:6.2f}")
+        print(f"{'images':<20}{figures['images']:6d}", flush=True)
+        return
     print(f"{'mIoU':<20}{figures['miou']:6.2f}")
     if figures["threshold"] is not None:
         print(f"{'best threshold':<20}{figures['threshold']:6.2f}")
@@ -147,6 +189,9 @@ def inputs_of(
     args: argparse.Namespace, data: DataRoot, ids: list[str]
 ) -> tuple[dict[str, str], str | None]:
     """Digests of everything the figures depend on, and which map is scored."""
+    if args.classifier is not None:
+        inputs = data.inputs(ids, data.image_labels(ids), verify=args.verify)
+        return inputs | {"checkpoint": artefacts.read_model(args.classifier, data.classes)}, None
     masks = [data.mask_path(i, args.masks) for i in ids]
     inputs, map_name = data.inputs(ids, verify=args.verify), None
     if any(path.exists() for path in masks):
@@ -190,13 +235,14 @@ def scored_before(args: argparse.Namespace, made: dict[str, Any]) -> dict[str, A
 def main(argv: list[str] | None = None) -> None:
     parser = get_args_parser()
     args, more = parser.parse_known_args(argv)
-    if sum(each is not None for each in (args.scores, args.labels, args.checkpoint)) != 1:
-        parser.error("give one of --scores, --labels and --checkpoint")
+    given = (args.scores, args.labels, args.checkpoint, args.classifier)
+    if sum(each is not None for each in given) != 1:
+        parser.error("give one of --scores, --labels, --checkpoint and --classifier")
     if more and args.checkpoint is None:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     device = distributed.start(args.device)
     if args.json is not None and distributed.is_main():
-        files.check_own(args.json, "iou")
+        files.check_own(args.json, "iou" if args.classifier is None else "average_precision")
     data = DataRoot(args.data)
     ids = data.ids(args.split)
     inputs, map_name = inputs_of(args, data, ids)
@@ -218,11 +264,14 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{args.json}: scored before, with these settings and inputs")
             print_table(known)
             return
-        if "masks" not in inputs:
+        if args.classifier is not None:
+            figures = evaluate_classifier(args, data, ids, device)
+        elif "masks" not in inputs:
             print(f"no ground truth: {len(ids)} predictions in {folder}, no score")
             return
-        figures = evaluate(args, data, ids, folder, device) | {"map": map_name}
-        figures["ground_truth"] = ground_truth(args, inputs["masks"])
+        else:
+            figures = evaluate(args, data, ids, folder, device) | {"map": map_name}
+            figures["ground_truth"] = ground_truth(args, inputs["masks"])
     if distributed.is_main():
         if args.json is not None:
             made["argv"] = sys.argv

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import evaluate
 from core import files
+from core.data import images
 from core.data.datasets import DataRoot
-from core.data.metrics import ConfusionMatrix, ThresholdSweep
+from core.data.metrics import ConfusionMatrix, ThresholdSweep, average_precision
+from core.data.transforms import normalize
+from core.method.networks import Classifier
+from core.run import checkpoint, precision
+from tools import report
 
 import numpy as np
 import pytest
@@ -152,3 +158,65 @@ def test_figures_name_their_ground_truth(data_root, tmp_path, capsys):
     digest = files.digest_files([masks / f"{i}.png" for i in DataRoot(data_root).ids("train")])
     assert {truth["digest"] for truth in found} == {digest}
     assert f"smallest on top (digest {digest})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_by_counting(seed):
+    """Against its definition: for each positive, the precision among all that score no less."""
+    rng = np.random.default_rng(seed)
+    scores, positive = rng.integers(0, 12, 40).astype(float), rng.random(40) < 0.3
+    each = [positive[scores >= s].mean() for s in scores[positive]]
+    assert average_precision(scores, positive) == pytest.approx(100 * np.mean(each))
+
+
+def test_average_precision_at_its_ends():
+    scores = np.arange(6.0)
+    assert average_precision(scores, scores > 3) == 100
+    assert average_precision(-scores, scores > 4) == pytest.approx(100 / 6)
+    assert np.isnan(average_precision(scores, scores > 9))
+
+
+def test_a_classifier_is_scored_without_masks(inputs, tmp_path, capsys):
+    """Its labels alone; the figures are those of its logits on each image by itself."""
+    root = tmp_path / "data"
+    shutil.copytree(inputs / "data", root, ignore=shutil.ignore_patterns("SegmentationClass"))
+    model = inputs / "classification/model.pt"
+    command = ("--data", root, "--split", "val", "--device", "cpu", "--workers", 0)
+    command += ("--classifier", model.parent, "--json", tmp_path / "run/classification.json")
+    run_stage(evaluate.main, *command)
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "run/classification.json").read_text())
+    data = DataRoot(root)
+    ids = data.ids("val")
+    labels = data.image_labels(ids)
+    network = checkpoint.load_model(model, (Classifier,), data.classes)
+    rows = []
+    for image_id in ids:
+        image = images.read_image(data.image_path(image_id))[None]
+        views = [normalize(each) for each in (image, image.flip(-1))]
+        with (
+            torch.inference_mode(),
+            precision.autocast(
+                precision.amp_type("auto", torch.device("cpu")), torch.device("cpu")
+            ),
+        ):
+            rows.append(sum(network(each).float().mean((0, 2, 3)) for each in views) / 2)
+    scores = torch.stack(rows).numpy()
+    for index, name in enumerate(data.classes):
+        positive = np.array([index + 1 in labels[i] for i in ids])
+        wanted = average_precision(scores[:, index], positive)
+        assert found["average_precision"][name] == pytest.approx(wanted, abs=1e-3)
+    known = [each for each in found["average_precision"].values() if each is not None]
+    assert found["mean_average_precision"] == pytest.approx(np.mean(known), abs=1e-3)
+    assert f"{found['mean_average_precision']:6.2f}" in out
+    run_stage(evaluate.main, *command)
+    assert "scored before" in capsys.readouterr().out
+    shutil.copytree(model.parent, tmp_path / "run/classification")
+    run_stage(report.main, tmp_path / "run", "--data", root, "--out", tmp_path / "report")
+    assert "mean average precision" in (tmp_path / "report/report.md").read_text()
+
+
+def test_one_thing_is_evaluated(capsys):
+    with pytest.raises(SystemExit):
+        run_stage(evaluate.main, "--data", "d", "--scores", "s", "--classifier", "c")
+    assert "one of --scores" in capsys.readouterr().err

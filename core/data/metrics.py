@@ -109,6 +109,18 @@ class ThresholdSweep:
         return confusions
 
 
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Average precision of a ranking, in percent: the mean, over the positives, of the precision
+    at their rank. NaN without a positive; equal scores share the rank of the last of them.
+
+    Scores (N,), positive bool (N,). The area under the precision-recall curve without interpolation
+    (as scikit-learn's), not VOC's 11 points.
+    """
+    below = np.searchsorted(np.sort(-scores), -scores[positive], side="right")
+    hits = np.searchsorted(np.sort(-scores[positive]), -scores[positive], side="right")
+    return 100 * _mean(hits / below)
+
+
 def _cells(pred: np.ndarray, gt: np.ndarray, n_classes: int) -> np.ndarray:
     """Cell of every pixel in the flattened (n_classes + 1, n_classes + 1) matrix.
 

@@ -80,6 +80,13 @@ def of_classes(sums: Tensor, classes: Sequence[int]) -> Tensor:
     return maps / (maps.amax((-2, -1), keepdim=True) + CAM.epsilon)
 
 
+def class_logits(network: Network, images: Tensor) -> Tensor:
+    """What a classifier says of images and their mirror images, uint8 (B, 3, H, W): (B, C)."""
+    views = transforms.normalize(images)
+    maps = network(torch.cat([views, views.flip(-1)])).float()
+    return maps.mean((2, 3)).unflatten(0, (2, -1)).mean(0)
+
+
 def seen(
     network: Network,
     image: np.ndarray,
@@ -92,8 +99,7 @@ def seen(
     Image uint8 (H, W, 3); seen is a class of at least the probability `threshold`, or else the
     likeliest one. Returns class indices 1..C, ascending, and float32 (K, H, W) in 0..1.
     """
-    views = transforms.normalize(torch.from_numpy(image).permute(2, 0, 1)[None].to(device))
-    logits = network(torch.cat([views, views.flip(-1)])).float().mean((0, 2, 3))
+    logits = class_logits(network, torch.from_numpy(image).permute(2, 0, 1)[None].to(device))[0]
     classes = (torch.nonzero(logits.sigmoid() >= threshold).flatten() + 1).tolist()
     classes = classes or [int(logits.argmax()) + 1]
     sums = multi_scale(network, image, scales, device)
