@@ -37,7 +37,9 @@ def get_args_parser() -> options.Parser:
     )
     options.add_out(p)
     stage = recipe.RANDOM_WALK
-    p.add_constant(stage, "pad_to", options.side, "the --crop of train_affinity.py")
+    words = "images are padded to this side; auto: the crop that the network was trained on"
+    kind = options.or_word("auto", options.side)
+    p.add_argument("--pad-to", type=kind, default="auto", help=words)
     p.add_constant(stage, "radius", options.integer(2, 64), "of a step, stride-4 pixels")
     p.add_constant(stage, "beta", options.number(0, 1000), "exponent of the affinities")
     p.add_constant(stage, "log2_steps", options.integer(0, 12), "the walk has 2^N steps")
@@ -77,14 +79,18 @@ def main(argv: list[str] | None = None) -> None:
         "checkpoint": artefacts.read_model(args.checkpoint),
     }
     amp = precision.amp_type(args.amp, device)
+    network = checkpoint.load_model(args.checkpoint, (AffinityNet,), None)
+    pad_to = args.pad_to
+    if pad_to == "auto":  # checkpoints of before have no crop
+        pad_to = network.crop or recipe.RANDOM_WALK.pad_to
+    resolved = {"amp": amp, "pad_to": pad_to}
 
-    run = Run("make_random_walk", args, device, "scores", data.classes, inputs, {"amp": amp}, ids)
+    run = Run("make_random_walk", args, device, "scores", data.classes, inputs, resolved, ids)
     with run:
         if run.finished:
             return
-        network = checkpoint.load_model(args.checkpoint, (AffinityNet,), None)
         network = network.to(device, memory_format=torch.channels_last)
-        options_of_walk = args.pad_to, args.radius, args.beta, args.log2_steps
+        options_of_walk = pad_to, args.radius, args.beta, args.log2_steps
         autocast = precision.autocast(amp, device)
         todo = inference.remaining(ids, args.out, ".npz")
         tasks = inference.images_and_scores(data, todo, args.scores, args.workers)

@@ -122,7 +122,7 @@ class AFFINITY(Training):
 class RANDOM_WALK:
     """From the CAMs to the boundaries (IRN)."""
 
-    pad_to: int = 512  # images are padded to the crop of the training ...
+    pad_to: int = 512  # images are padded to the crop of the training, if none is known to this ...
     pad_multiple: int = 32  # ... and larger ones to a multiple of this
     radius: int = 5  # of a step, in stride-4 pixels
     beta: float = 10.0  # exponent of the affinities

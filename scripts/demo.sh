@@ -59,7 +59,7 @@ python train_affinity.py --data $DATA --split train --labels $RUN/affinity_label
 
 echo "5/8 random walk"
 python make_random_walk.py --data $DATA --split train --scores $RUN/cam \
-  --checkpoint $RUN/affinity/model.pt --pad-to 128 --log2-steps 4 --out $RUN/rw --stale redo
+  --checkpoint $RUN/affinity/model.pt --log2-steps 4 --out $RUN/rw --stale redo
 python evaluate.py --data $DATA --scores $RUN/rw --json $RUN/rw.json
 
 echo "6/8 pseudo-labels"

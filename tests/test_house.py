@@ -82,7 +82,7 @@ DEFAULTS = {
         recipe.AFFINITY,
         "epochs batch_size lr momentum weight_decay sides crop radius",
     ),
-    "make_random_walk": (recipe.RANDOM_WALK, "pad_to radius beta log2_steps"),
+    "make_random_walk": (recipe.RANDOM_WALK, "radius beta log2_steps"),
     "make_pseudo_labels": (recipe.PSEUDO_LABELS, "threshold crf_iterations"),
     "train_segmentation": (
         recipe.SEGMENTATION,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import make_random_walk
 from core import recipe
 from core.data.scores import Scores, upsample
+from core.errors import InputError
 from core.run import precision
 from make_affinity_labels import Labelling as AffinityLabelling
 from make_pseudo_labels import Labelling as PseudoLabelling
 from make_random_walk import walk
 
 import numpy as np
+import pytest
 import torch
+from conftest import run_stage
 from PIL import Image
 
 CPU = torch.device("cpu")
@@ -76,3 +81,31 @@ def test_the_walk_divides_by_one_maximum_for_all_classes():
     walked = walk(lambda x: x[:, 0, ::4, ::4] - 3, tensor(image), scores, 64, 5, 10.0, 3, autocast)
     top = upsample(torch.from_numpy(walked.cam), SIZE).amax((1, 2))
     assert abs(top[0] - 1) < 1e-6 and top[1] < 0.3, "each class was divided by its own maximum"
+
+
+def test_the_walk_pads_to_the_crop_of_the_boundary_networks_training(inputs, tmp_path):
+    """As if it were given; to 512 for an older model.pt, which does not say; never to nonsense."""
+
+    def walked(name: str, *more: object, model: Path = inputs / "affinity/model.pt") -> Path:
+        command = ("--data", inputs / "data", "--split", "train", "--scores", inputs / "cam")
+        command += ("--checkpoint", model, "--out", tmp_path / name, "--device", "cpu")
+        run_stage(make_random_walk.main, *command, "--workers", 0, "--log2-steps", 2, *more)
+        return tmp_path / name
+
+    def resolved(folder: Path) -> int:
+        return json.loads((folder / "run.json").read_text())["resolved"]["pad_to"]
+
+    state = torch.load(inputs / "affinity/model.pt", weights_only=True)
+    auto = walked("auto")
+    assert resolved(auto) == state["crop"] == 64
+    given = walked("given", "--pad-to", 64)
+    assert (auto / "SHA256SUMS").read_bytes() == (given / "SHA256SUMS").read_bytes()
+
+    del state["crop"]
+    torch.save(state, tmp_path / "old.pt")
+    assert resolved(walked("old", model=tmp_path / "old.pt")) == recipe.RANDOM_WALK.pad_to
+    for crop in ("64", -1, 1 << 40):
+        torch.save(state | {"crop": crop}, tmp_path / "bad.pt")
+        with pytest.raises(InputError, match="crop"):
+            walked("bad", model=tmp_path / "bad.pt")
+    assert not (tmp_path / "bad").exists()

@@ -55,7 +55,7 @@ SMALL = {  # for the synthetic data; why these, scripts/demo.sh says
     "classification": f"{SMALL_TRAINING} --weights none --epochs 6 --sides 102 160 --lr 0.004",
     "cam": "--scales 1",
     "affinity": f"{SMALL_TRAINING} --epochs 4 --sides 102 160 --radius 5",
-    "rw": "--pad-to 128 --log2-steps 4",
+    "rw": "--log2-steps 4",
     "pseudo": "--crf-iterations 10 --threshold 0.2",
     "segmentation": f"{SMALL_TRAINING} --epochs 4 --sides 102 200",
     "predictions": "--scales 1",

@@ -15,6 +15,7 @@ from core.run.main import signals_held
 import torch
 from torch import Tensor, nn
 
+MAX_CROP = 16384  # what options.side allows
 READERS = {
     "Classifier": "make_cam.py",
     "AffinityNet": "make_random_walk.py",
@@ -70,6 +71,9 @@ def check_form(state: dict[str, Any], source: str) -> None:
         raise InputError(f"{source}: not a model.pt of this project")
     if any(not isinstance(v, int | float | str) for v in state["arguments"].values()):
         raise InputError(f"{source}: not a model.pt of this project: its arguments are no numbers")
+    crop = state.get("crop", 0)  # older files have none
+    if not isinstance(crop, int) or not 0 <= crop <= MAX_CROP:
+        raise InputError(f"{source}: not a model.pt of this project: its crop is no side")
     if not 1 <= len(state["classes"]) <= 254:
         raise InputError(f"{source}: holds {len(state['classes'])} classes; 1 to 254 are possible")
     for name in state["classes"]:
@@ -103,18 +107,21 @@ def check_finite(state: dict[str, Tensor], source: str) -> None:
         raise InputError(f"{source}: {name!r} holds NaN or inf; take an earlier checkpoint")
 
 
-def save_model(path: Path, network: nn.Module, classes: list[str]) -> None:
-    """Write `model.pt`: finite weights, the arguments that rebuild the network, the class names."""
+def save_model(path: Path, network: nn.Module, classes: list[str], crop: int = 0) -> None:
+    """Write `model.pt`: finite weights, the arguments that rebuild the network, the class names.
+
+    `crop`: side of the views that it was trained on; 0: not known.
+    """
     weights = network.state_dict()
     check_finite(weights, str(path))
     state = {"network": type(network).__name__, "arguments": network.arguments}
-    save(path, state | {"classes": list(classes), "weights": weights})
+    save(path, state | {"classes": list(classes), "crop": crop, "weights": weights})
 
 
 def load_model(
     path: Path, kinds: Sequence[type[nn.Module]], classes: list[str] | None
 ) -> nn.Module:
-    """Rebuild the network of a `model.pt`, one of `kinds`, in eval mode.
+    """Rebuild the network of a `model.pt`, one of `kinds`, in eval mode; with `classes` and `crop`.
 
     `classes`: the class names of the data set; None takes the checkpoint's as they are. A foreign
     or damaged file, another kind of network and other classes are InputErrors.
@@ -140,5 +147,6 @@ def load_model(
     check_weights(skeleton, state["weights"], str(path))
     network = network_class(**state["arguments"])
     network.load_state_dict(state["weights"], strict=False)
-    setattr(network, "classes", list(state["classes"]))  # noqa: B010 - Module's types
+    for name, value in (("classes", list(state["classes"])), ("crop", state.get("crop", 0))):
+        setattr(network, name, value)
     return network.eval()

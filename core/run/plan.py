@@ -20,6 +20,7 @@ class Plan:
     `max_step`: updates in all. `amp`: the resolved autocast type ("bf16", "fp16" or "off").
     `batch_size`: global, over all processes; each process computes its share in `accumulate`
     microbatches. `save_every`: updates between checkpoints. `images`: of the split.
+    `crop`: side of the training views.
     """
 
     max_step: int
@@ -37,6 +38,7 @@ class Plan:
     compile: bool = False
     sync_bn: bool = False
     images: int = 0
+    crop: int = 0
 
     @classmethod
     def of(cls, args: argparse.Namespace, n_images: int, device: torch.device) -> "Plan":

@@ -242,4 +242,4 @@ class Trainer:
     def finish(self, classes: list[str]) -> None:
         """Write `model.pt`."""
         if distributed.is_main():
-            checkpoint.save_model(self.out / "model.pt", self.plain, classes)
+            checkpoint.save_model(self.out / "model.pt", self.plain, classes, self.plan.crop)
