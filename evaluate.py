@@ -18,7 +18,6 @@ import contextlib
 import functools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import predict
 from core import files, recipe
 from core.data import images, scoring
 from core.data.datasets import DataRoot
-from core.data.metrics import ConfusionMatrix, ThresholdSweep, average_precision
+from core.data.metrics import average_precision
 from core.errors import InputError
 from core.method.cam import class_logits
 from core.method.networks import Classifier
@@ -75,51 +74,27 @@ def get_args_parser() -> options.Parser:
     return p
 
 
-def over_images(
-    function: Callable[[list[str]], Any], ids: list[str], jobs: int
-) -> Iterator[ConfusionMatrix | ThresholdSweep]:
-    """Yield function(chunk) of this process's chunks of the ids, in a process pool."""
-    chunks = distributed.share([ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)])
-    bar = distributed.progress(sum(map(len, chunks)), "evaluate")
-    with bar, Pool(jobs if len(chunks) > 8 else 1) as pool:
-        parts = pool.map(function, ((chunk,) for chunk in chunks))
-        for chunk, part in zip(chunks, parts, strict=True):
-            bar.update(len(chunk))
-            yield part
-
-
-def reduced(matrix: np.ndarray, device: torch.device) -> np.ndarray:
-    """The sum of an int64 histogram over all processes."""
-    return distributed.total(torch.from_numpy(matrix).to(device)).cpu().numpy()
-
-
 def evaluate(
     args: argparse.Namespace, data: DataRoot, ids: list[str], folder: Path, device: torch.device
 ) -> dict[str, Any]:
     """Score a directory of scores or label maps; the JSON's content without its `run`."""
+    how: tuple[Any, ...] = (data, folder, args.masks)
+    score, thresholds = scoring.labels, None
     if args.scores is not None:
         thresholds = sorted(set(args.thresholds)) if data.background else [-1.0]
-        sweep = ThresholdSweep(data.n_labels, thresholds)
-        score = functools.partial(scoring.scores, data, folder, args.masks, thresholds)
-        for part in over_images(score, ids, args.jobs):
-            sweep.merge(part)
-        sweep.histogram = reduced(sweep.histogram, device)
-        rows = [scoring.figures(matrix, data) for matrix in sweep.confusions()]
-        best = int(np.argmax([row["miou"] for row in rows]))
-        figures = rows[best] | {"threshold": thresholds[best] if data.background else None}
-        figures["sweep"] = [
-            {"threshold": t, "miou": r["miou"], "fp": r["fp"], "fn": r["fn"]}
-            for t, r in zip(thresholds, rows, strict=True)
-            if data.background
-        ]
-    else:
-        total = ConfusionMatrix(data.n_labels)
-        score = functools.partial(scoring.labels, data, folder, args.masks)
-        for part in over_images(score, ids, args.jobs):
+        score, how = scoring.scores, (*how, thresholds)
+    total = scoring.nothing(data, thresholds)
+    chunks = distributed.share([ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)])
+    bar = distributed.progress(sum(map(len, chunks)), "evaluate")
+    with bar, Pool(args.jobs if len(chunks) > 8 else 1) as pool:
+        parts = pool.map(functools.partial(score, *how), ((chunk,) for chunk in chunks))
+        for chunk, part in zip(chunks, parts, strict=True):
             total.merge(part)
-        total.matrix = reduced(total.matrix, device)
-        figures = scoring.figures(total, data) | {"threshold": None}
-    return figures | {"images": len(ids)}
+            bar.update(len(chunk))
+    total.reduce(
+        lambda counts: distributed.total(torch.from_numpy(counts).to(device)).cpu().numpy()
+    )
+    return total.figures(data) | {"images": len(ids)}
 
 
 @torch.inference_mode()
@@ -163,8 +138,14 @@ def print_table(figures: dict[str, Any]) -> None:
         print(f"{'images':<20}{figures['images']:6d}", flush=True)
         return
     print(f"{'mIoU':<20}{figures['miou']:6.2f}")
+    if figures.get("boundary_miou") is not None:
+        print(f"{'boundary IoU, mean':<20}{figures['boundary_miou']:6.2f}")
     if figures["threshold"] is not None:
-        print(f"{'best threshold':<20}{figures['threshold']:6.2f}")
+        print(f"{'best threshold':<20}{figures['threshold']:6.2f}  (chosen on these masks)")
+        for key, word in (("at_default", "default"), ("at_auto", "auto, label-free")):
+            if other := figures.get(key):
+                level = f" {other['threshold']:.2f}" if "threshold" in other else ""
+                print(f"{'mIoU at ' + word + level:<26}{other['miou']:6.2f}")
         if figures["threshold"] in [figures["sweep"][end]["threshold"] for end in (0, -1)]:
             print("the best threshold lies at the end of the range; widen --thresholds")
     if figures["map"] is not None:

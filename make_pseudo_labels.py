@@ -13,9 +13,9 @@ from pathlib import Path
 from core import recipe
 from core.data import images
 from core.data.datasets import DataRoot
-from core.data.scores import Scores, upsample
+from core.data.scores import Scores, otsu, upsample
 from core.method import crf
-from core.method.cam import label_map, otsu
+from core.method.cam import label_map
 from core.run import artefacts, distributed, inference, options
 from core.run.main import run_main
 from core.run.record import Run

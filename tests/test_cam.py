@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.data import scoring
 from core.data.datasets import DataRoot
-from core.data.scores import Scores, sample, strided_size, upsample
+from core.data.scores import Scores, otsu, sample, strided_size, upsample
 from core.data.transforms import pyramid
 from core.errors import InputError
 from core.method import cam
@@ -103,7 +103,7 @@ def test_an_image_without_any_class_is_background(tmp_path):
     assert full.shape == (0, 48, 64)
     label = np.array([0, *file.classes])[cam.label_map(full, 0.3)]
     assert label.shape == (48, 64) and not label.any()
-    sweep = scoring.scores(data, tmp_path, "SegmentationClass", [0.0, 0.5], ["train0"])
+    sweep = scoring.scores(data, tmp_path, "SegmentationClass", [0.0, 0.5], ["train0"]).sweep
     for confusion in sweep.confusions():
         assert confusion.matrix.sum() == confusion.matrix[:, 0].sum() == 48 * 64
 
@@ -182,8 +182,8 @@ def test_otsu_is_the_exhaustive_search():
         for t in np.linspace(0.05, 0.9, 200)
     }
     best = min(spread, key=spread.get)
-    got = cam.otsu(scores)
+    got = otsu(scores)
     within = (scores < got).sum() * scores[scores < got].var()
     within += (scores >= got).sum() * scores[scores >= got].var()
     assert within <= spread[best] * 1.01
-    assert cam.otsu(np.full((4, 4), 0.5)) <= 1
+    assert otsu(np.full((4, 4), 0.5)) <= 1

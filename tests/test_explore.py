@@ -12,9 +12,8 @@ from pathlib import Path
 
 import make_pseudo_labels
 from core.data.datasets import DataRoot
-from core.data.scores import Scores, upsample
+from core.data.scores import Scores, otsu, upsample
 from core.errors import InputError
-from core.method.cam import otsu
 from tools import explore
 
 import numpy as np

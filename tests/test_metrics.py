@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import evaluate
+import make_pseudo_labels
 from core import files
 from core.data import images
 from core.data.datasets import DataRoot
-from core.data.metrics import ConfusionMatrix, ThresholdSweep, average_precision
+from core.data.metrics import BoundaryIoU, ConfusionMatrix, ThresholdSweep, average_precision
 from core.data.transforms import normalize
 from core.method.networks import Classifier
 from core.run import checkpoint, precision
@@ -220,3 +222,73 @@ def test_one_thing_is_evaluated(capsys):
     with pytest.raises(SystemExit):
         run_stage(evaluate.main, "--data", "d", "--scores", "s", "--classifier", "c")
     assert "one of --scores" in capsys.readouterr().err
+
+
+def test_boundary_iou_by_distance():
+    """Against its definition: the class's pixels within d of one that is not its, or of outside."""
+    rng = np.random.default_rng(0)
+    both = [np.kron(rng.integers(0, 3, (6, 8)), np.ones((7, 7))).astype(np.uint8) for _ in range(4)]
+    both[1][10:14, 5:30] = 255
+    meter = BoundaryIoU(3)
+    counts = np.zeros((3, 2))
+    for pred, gt in (both[:2], both[2:]):
+        meter.update(pred, gt)
+        d = max(1, round(0.02 * np.hypot(*gt.shape)))
+        for index in range(3):
+            edges = []
+            for label in (pred, gt):
+                inside = np.pad(label == index, d)  # Chebyshev distance d, as of a 3x3 erosion
+                near = np.ones(label.shape, bool)
+                for y in range(2 * d + 1):
+                    for x in range(2 * d + 1):
+                        near &= inside[y : y + label.shape[0], x : x + label.shape[1]]
+                edges.append((label == index) & ~near & (gt != 255))
+            counts[index] += ((edges[0] & edges[1]).sum(), (edges[0] | edges[1]).sum())
+    np.testing.assert_allclose(meter.iou(), 100 * counts[:, 0] / counts[:, 1])
+    same = BoundaryIoU(3)
+    same.update(both[0], both[0])
+    assert (same.iou() == 100).all()
+
+
+def test_precision_and_recall_by_counting():
+    rng = np.random.default_rng(1)
+    gt, pred = rng.integers(0, 4, (20, 30)), rng.integers(0, 3, (20, 30))
+    gt[:2], pred[5:7] = 255, 255
+    matrix = ConfusionMatrix(5)
+    matrix.update(pred, gt)
+    known = gt != 255
+    for c in range(3):
+        hits = ((pred == c) & (gt == c)).sum()
+        assert matrix.precision()[c] == pytest.approx(100 * hits / ((pred == c) & known).sum())
+        assert matrix.recall()[c] == pytest.approx(100 * hits / (gt == c).sum())
+    assert np.isnan(matrix.precision()[3]) and matrix.recall()[3] == 0
+    assert np.isnan(matrix.recall()[4])
+
+
+def test_figures_say_what_the_masks_were_used_for(inputs, tmp_path, capsys):
+    """Of scores also those that no mask chose, which are those of label maps made that way."""
+    base = ("--data", inputs / "data", "--device", "cpu", "--jobs", 1)
+
+    def scored(option: str, folder: Path) -> dict:
+        path = tmp_path / f"{folder.name}.json"
+        run_stage(evaluate.main, *base, "--split", "train", option, folder, "--json", path)
+        return json.loads(path.read_text())
+
+    found = scored("--scores", inputs / "rw")
+    assert found["masks_used_for"] == "threshold and score" and "boundary_iou" not in found
+    out = capsys.readouterr().out
+    assert "chosen on these masks" in out and "auto, label-free" in out
+    for key, threshold in (("at_default", 0.35), ("at_auto", "auto")):
+        labels = tmp_path / key
+        more = ("--split", "train", "--scores", inputs / "rw", "--no-crf", "--workers", 0)
+        run_stage(make_pseudo_labels.main, *base, *more, "--threshold", threshold, "--out", labels)
+        made = scored("--labels", labels)
+        assert made["masks_used_for"] == "score"
+        for name in ("miou", "fp", "fn"):
+            assert made[name] == pytest.approx(found[key][name], abs=1e-9)
+        assert sum(map(sum, made["confusion"])) == sum(map(sum, found["confusion"]))
+        assert made["boundary_miou"] > 0
+    few = tmp_path / "few.json"
+    more = ("--split", "train", "--scores", inputs / "rw", "--thresholds", 0.3, "--json", few)
+    run_stage(evaluate.main, *base, *more)
+    assert json.loads(few.read_text())["at_default"] is None

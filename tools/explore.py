@@ -23,9 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from a
 from core import files, recipe, steps
 from core.data import images, scoring
 from core.data.datasets import DataRoot
-from core.data.scores import Scores
+from core.data.scores import Scores, otsu
 from core.errors import InputError
-from core.method.cam import otsu
 from core.progress import Bar
 from core.run import artefacts, options
 from core.run.main import run_main

@@ -1,9 +1,10 @@
-"""Intersection over union from a confusion matrix; the matrices of all thresholds in one pass."""
+"""Figures of label maps from confusion matrices, of all thresholds in one pass; of rankings."""
 
 from collections.abc import Sequence
 
 from core.data.images import IGNORE
 
+import cv2
 import numpy as np
 
 
@@ -40,7 +41,7 @@ class ConfusionMatrix:
 
     def miou(self) -> float:
         """Mean of `iou` in percent, over the classes seen, the background included."""
-        return _mean(self.iou())
+        return mean(self.iou())
 
     def fp(self, background: bool = True) -> float:
         """Pixels wrongly given to a class, as a fraction of its union; mean over the classes seen.
@@ -49,12 +50,21 @@ class ConfusionMatrix:
         miou() / 100 + fp() + fn() = 1; that of their evaluate.py leaves it out.
         """
         false = self.matrix[:, :-1].sum(0) - self.matrix.diagonal()
-        return _mean(self._share(false)[0 if background else 1 :])
+        return mean(self._share(false)[0 if background else 1 :])
 
     def fn(self, background: bool = True) -> float:
         """Pixels of a class that were missed, as a fraction of its union; mean as in `fp`."""
         missed = self.matrix.sum(1) - self.matrix.diagonal()
-        return _mean(self._share(missed)[0 if background else 1 :])
+        return mean(self._share(missed)[0 if background else 1 :])
+
+    def precision(self) -> np.ndarray:
+        """Share of the pixels given to a class that are of it, in percent; NaN without any."""
+        given = self.matrix[:, :-1].sum(0)
+        return _percent(self.matrix.diagonal(), given)
+
+    def recall(self) -> np.ndarray:
+        """Share of a class's pixels that are given to it, in percent; NaN without any."""
+        return _percent(self.matrix.diagonal(), self.matrix.sum(1))
 
     def _share(self, counts: np.ndarray) -> np.ndarray:
         union = self.matrix.sum(1) + self.matrix[:, :-1].sum(0) - self.matrix.diagonal()
@@ -109,6 +119,47 @@ class ThresholdSweep:
         return confusions
 
 
+class BoundaryIoU:
+    """IoU of the inner edges of classes (Cheng et al., CVPR 2021): which outlines are right.
+
+    An edge is what of a class's pixels lies within `ratio` of the image's diagonal from its
+    outline, the image's border included; pixels whose ground truth is 255 are on neither side.
+    Intersections and unions add up over the images, as in `ConfusionMatrix`.
+    """
+
+    def __init__(self, n_classes: int, ratio: float = 0.02) -> None:
+        self.counts, self.ratio = np.zeros((n_classes, 2), np.int64), ratio
+
+    def update(self, pred: np.ndarray, gt: np.ndarray) -> None:
+        """Count one image: uint8 label maps (H, W)."""
+        width = max(1, round(self.ratio * float(np.hypot(*gt.shape))))
+        known = gt != IGNORE
+        for index in np.union1d(pred, gt):
+            if index < len(self.counts):
+                inside = [_edge(label == index, width) & known for label in (pred, gt)]
+                both, either = np.logical_and(*inside).sum(), np.logical_or(*inside).sum()
+                self.counts[index] += (both, either)
+
+    def merge(self, other: "BoundaryIoU") -> None:
+        """Add the counts of another process."""
+        self.counts += other.counts
+
+    def iou(self) -> np.ndarray:
+        """In percent, (n_classes,); NaN for a class on neither side."""
+        return _percent(*self.counts.T)
+
+
+def _edge(mask: np.ndarray, width: int) -> np.ndarray:
+    """The pixels of a mask that a 3x3 erosion, `width` times, takes away; outside is background."""
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    eroded = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)
+    return mask & (eroded[1:-1, 1:-1] == 0)
+
+
+def _percent(counts: np.ndarray, of: np.ndarray) -> np.ndarray:
+    return 100 * np.divide(counts, of, out=np.full(len(of), np.nan), where=of > 0)
+
+
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
     """Average precision of a ranking, in percent: the mean, over the positives, of the precision
     at their rank. NaN without a positive; equal scores share the rank of the last of them.
@@ -118,7 +169,7 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
     """
     below = np.searchsorted(np.sort(-scores), -scores[positive], side="right")
     hits = np.searchsorted(np.sort(-scores[positive]), -scores[positive], side="right")
-    return 100 * _mean(hits / below)
+    return 100 * mean(hits / below)
 
 
 def _cells(pred: np.ndarray, gt: np.ndarray, n_classes: int) -> np.ndarray:
@@ -139,7 +190,7 @@ def _cells(pred: np.ndarray, gt: np.ndarray, n_classes: int) -> np.ndarray:
     return rows * (n_classes + 1) + columns
 
 
-def _mean(values: np.ndarray) -> float:
+def mean(values: np.ndarray) -> float:
     """Mean without the NaN; NaN, silently, where nothing is left."""
     seen = values[~np.isnan(values)]
     return float(seen.mean()) if seen.size else float("nan")

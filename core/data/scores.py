@@ -45,6 +45,24 @@ def sample(maps: Tensor) -> Tensor:
     return torch.where(samples >= highest.minimum(top), top, samples)
 
 
+def otsu(scores: np.ndarray, bins: int = 256) -> float:
+    """The threshold in [0, 1] that parts scores into two groups of least spread (Otsu, 1979).
+
+    Scores of any shape in [0, 1]. No label is used: it rests on objects scoring unlike their
+    surroundings. Where several thresholds are equally good, the middle one.
+    """
+    counts, edges = np.histogram(scores, bins, (0, 1))
+    centres = (edges[:-1] + edges[1:]) / 2
+    below = counts.cumsum()
+    above = below[-1] - below
+    mass = (counts * centres).cumsum()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
+    between = np.nan_to_num(between[:-1])
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-9))
+    return float(edges[1:-1][best].mean())
+
+
 @lru_cache(maxsize=64)
 def _inverse(side: int) -> Tensor:
     """Pseudo-inverse of `upsample` along one side of an image, float32 (ceil(side/4), side)."""

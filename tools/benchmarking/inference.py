@@ -196,7 +196,7 @@ def evaluation(bench: Bench) -> Rows:
     ids = data.ids(SPLIT)
 
     def ours() -> list[float]:
-        sweep = scoring.scores(data, folder, "SegmentationClass", THRESHOLDS, ids)
+        sweep = scoring.scores(data, folder, "SegmentationClass", THRESHOLDS, ids).sweep
         return [matrix.miou() for matrix in sweep.confusions()]
 
     usual = bench.folder / "usual-cams"

@@ -18,7 +18,7 @@ VARIANTS = {  # in the order of L_p-cls + 2 L_re: the losses as in Table 1, the 
     "p_cls": ("L_cls + L_p-cls", "CAM, L_cls + L_p-cls"),
     "re": ("L_cls + L_re", "CAM, L_cls + L_re"),
     "all": ("L_cls + L_p-cls + L_re", "Puzzle-CAM"),
-    "small": ("the same, L_re for small crops", "Puzzle-CAM, small crops"),
+    "small": ("all three, L_re for small crops", "Puzzle-CAM, small crops"),
 }
 L_RE = {("keep", "raw"): "all", ("drop", "relative"): "small"}  # re_seams, re_scale of the run
 Record = dict[str, Any]  # a JSON object whose parts that the report reads are of their kind

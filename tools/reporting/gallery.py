@@ -3,6 +3,7 @@
 import contextlib
 import io
 import tempfile
+import textwrap
 from argparse import Namespace
 from pathlib import Path
 
@@ -179,7 +180,7 @@ def draw(lines: list[list[Place]], names: list[str], side: int, path: Path) -> N
         grid = figure.subplots(len(lines), width // side, squeeze=False, subplot_kw=plain)
         for line, axes in zip(lines, grid, strict=True):
             for (title, caption, cell), each in zip(line, axes, strict=False):
-                each.set_title(title, fontsize=9)
+                each.set_title(textwrap.fill(title, side // 8), fontsize=9)
                 each.set_xlabel(caption, fontsize=8)
                 if cell is not None:
                     each.imshow(cell.picture)

@@ -63,11 +63,18 @@ def results(family: Family) -> Cells:
             before = statistics.mean(values), (split, images)
             first.setdefault(name, before)
             chosen = (each["threshold"] for each in found)
+            other = {key: [n for each in found if (n := number(mapping(each.get(key)).get("miou")))
+                           is not None] for key in ("at_default", "at_auto")}  # fmt: skip
+            edges = [n for each in found if (n := number(each.get("boundary_miou"))) is not None]
             line = {
                 "": text,
                 "mIoU": mean(values),
                 "change": f"{before[0] - base[0]:+.2f}" if base[1] == before[1] else "",
                 "threshold": unique(sorted(f"{t:.2f}" for t in chosen if t is not None)),
+                "at the default": mean(other["at_default"]),
+                "at auto": mean(other["at_auto"]),
+                "boundary IoU": mean(edges),
+                "masks used for": unique(each.get("masks_used_for") for each in found),
                 "map": unique(each.get("map") for each in found),
                 "split": split,
                 "images": images,
@@ -177,18 +184,50 @@ def commands(pipeline: Pipeline) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def class_ious(family: Family) -> Cells:
-    """IoU per class of every evaluation, a mean over the seeds that have it."""
+def class_figures(family: Family, figure: str = "iou") -> Cells:
+    """IoU, `precision` or `recall` per class of every evaluation, a mean over the seeds."""
     columns: dict[str, dict[str, str]] = {}
     for row in family.rows:
         for name, text in evaluations(row).items():
             column = {}
-            for each in dict.fromkeys(c for scores in row.scores(name) for c in scores["iou"]):
-                found = [scores["iou"].get(each) for scores in row.scores(name)]
-                values = [value for value in found if value is not None]
+            tables = [mapping(scores.get(figure)) for scores in row.scores(name)]
+            for each in dict.fromkeys(c for table in tables for c in table):
+                values = [v for table in tables if (v := number(table.get(each))) is not None]
                 column[each] = f"{statistics.mean(values):.1f}" if values else ""
             if column:
                 columns[text if text not in columns else f"{text} ({row.title})"] = column
     classes = dict.fromkeys(c for column in columns.values() for c in column)
     lines = [[each, *(column.get(each, "") for column in columns.values())] for each in classes]
     return ["class", *columns], lines
+
+
+def confusions(family: Family, most: int = 5) -> list[tuple[str, str]]:
+    """Of each evaluation, the classes whose pixels are most often taken for another class."""
+    found = []
+    for row in family.rows:
+        for name, text in evaluations(row).items():
+            shares: dict[tuple[str, str], list[float]] = {}
+            for scores in row.scores(name):
+                names, rows = [*scores["iou"]], scores.get("confusion")
+                if "background" not in names:
+                    names = ["background", *names]
+                for i, of in enumerate(_counts(rows, len(names))):
+                    for j, count in enumerate(of[: len(names)]):
+                        if i != j and min(i, j) > 0 and count:
+                            share = shares.setdefault((names[i], names[j]), [])
+                            share.append(100 * count / sum(of))
+            worst = sorted(shares, key=lambda pair: -statistics.mean(shares[pair]))[:most]
+            parts = [f"{a} as {b} {statistics.mean(shares[a, b]):.0f}%" for a, b in worst]
+            if parts:
+                found.append(
+                    (f"{text}{f' ({row.title})' * (len(family.rows) > 1)}", ", ".join(parts))
+                )
+    return found
+
+
+def _counts(rows: Any, n: int) -> list[list[float]]:
+    """A confusion matrix of n labels as it is; nothing for what is none."""
+    if not isinstance(rows, list) or len(rows) != n:
+        return []
+    whole = [isinstance(r, list) and len(r) == n + 1 and None not in map(number, r) for r in rows]
+    return rows if all(whole) else []
