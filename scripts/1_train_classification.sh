@@ -10,5 +10,6 @@ stage train_classification.py \
   --split "$SPLIT" \
   --out "$RUNS/classification" \
   --backbone "$BACKBONE" \
+  --weights "$WEIGHTS" \
   --seed "$SEED" \
   "$@"

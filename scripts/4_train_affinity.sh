@@ -11,5 +11,6 @@ stage train_affinity.py \
   --labels "$RUNS/affinity_labels" \
   --out "$RUNS/affinity" \
   --backbone "$BACKBONE" \
+  --weights "$WEIGHTS" \
   --seed "$SEED" \
   "$@"

@@ -11,5 +11,6 @@ stage train_segmentation.py \
   --labels "$RUNS/pseudo" \
   --out "$RUNS/segmentation" \
   --backbone "$BACKBONE" \
+  --weights "$WEIGHTS" \
   --seed "$SEED" \
   "$@"

@@ -19,6 +19,7 @@ SPLIT=${SPLIT:-train_aug}         # the list of images to train on
 SCORED=${SCORED:-train}           # the list whose masks score CAMs and pseudo-labels, where there are any
 VAL=${VAL-val}                    # the list to segment and score in the end; empty: none
 BACKBONE=${BACKBONE:-resnet50}    # or resnet18, 34, 101, resnest50, 101, 269, or timm:NAME
+WEIGHTS=${WEIGHTS:-imagenet}      # what the three trainings start from: imagenet, none, or a file
 GPUS=${GPUS:-1}                   # processes on this machine; --batch-size stays global
 SEED=${SEED:-0}
 
@@ -29,6 +30,26 @@ NODE_RANK=${NODE_RANK:-0}
 MASTER=${MASTER:-localhost:29400}
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# SMOKE=1: every stage on 20 of your images, small, in minutes of a CPU: does all of it run here?
+if [ -n "${SMOKE:-}" ]; then
+  RUNS=$RUNS/smoke
+  lists=$RUNS/data/ImageSets/Segmentation
+  mkdir -p "$lists"
+  for each in "$DATA"/*; do
+    [ "${each##*/}" = ImageSets ] || ln -sfn "$(realpath "$each")" "$RUNS/data/"
+  done
+  for each in "$SPLIT" $VAL; do head -n 20 "$DATA/ImageSets/Segmentation/$each.txt" >"$lists/$each.txt"; done
+  DATA=$RUNS/data SCORED=$SPLIT
+  training="--epochs 2 --batch-size 4 --crop 192 --sides 128 256"
+  recipe[train_classification.py]+=" $training"
+  recipe[train_affinity.py]+=" $training --radius 5"
+  recipe[train_segmentation.py]+=" $training"
+  recipe[make_cam.py]+=" --scales 1"
+  recipe[make_affinity_labels.py]+=" --crf-iterations 1"
+  recipe[make_random_walk.py]+=" --log2-steps 4"
+  recipe[predict.py]+=" --scales 1 --crf-iterations 1"
+fi
 
 # stage SCRIPT OPTIONS...: run a stage on all GPUs; an option given twice counts as given last
 stage() {

@@ -10,8 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from core import steps
+from core.data.datasets import DataRoot
+
 import pytest
-from conftest import REPO
+from conftest import REPO, write_data_root
 
 PYTHON = sorted([*REPO.glob("*.py"), *REPO.glob("tools/*.py")])
 SCRIPTS = [p for p in PYTHON if p.read_text().startswith("#!")]
@@ -105,3 +108,33 @@ for script in sys.argv[1:]:
         check=True,
     )
     assert run.stdout == ""
+
+
+def test_smoke_runs_every_stage_small_on_a_few_of_the_users_images(tmp_path):
+    """With a `python` that notes its arguments, one a line; the data root stays as it is."""
+    data = write_data_root(tmp_path / "my data", n_train=30)
+    before = sorted(data.rglob("*"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text('#!/bin/bash\nprintf "%s\\n" "$@" END\n')
+    (tmp_path / "bin/python").chmod(0o755)
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SMOKE": "1", "DATA": str(data)}
+    env |= {"RUNS": str(tmp_path / "runs"), "SPLIT": "train", "WEIGHTS": "a file.pth"}
+    command = ["bash", str(REPO / "scripts/pipeline.sh")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    small = tmp_path / "runs/smoke/data"
+    stages = {}
+    for words in done.stdout.split("END\n")[:-1]:
+        script, *rest = words.splitlines()
+        args = parser_of(script).parse_args(rest)
+        assert args.data == small
+        stages.setdefault(script, args)
+    scripts = {f"{step.script}.py" for step in steps.STEPS}
+    assert stages.keys() == scripts | {"evaluate.py", "tools/report.py"}
+    for script in ("train_classification.py", "train_affinity.py", "train_segmentation.py"):
+        args = stages[script]
+        assert (args.epochs, args.batch_size, args.weights) == (2, 4, "a file.pth")
+    root = DataRoot(small)
+    assert len(root.ids("train")) == 20 and len(root.ids("val")) == 3
+    assert root.classes == DataRoot(data).classes and root.image_labels(root.ids("train"))
+    assert sorted(data.rglob("*")) == before
+    subprocess.run(command, env=env, capture_output=True, check=True)  # again, over what is there

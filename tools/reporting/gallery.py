@@ -148,7 +148,7 @@ def segment(family: Family, album: Album, ids: list[str], device: str, out: Path
     command += ["--device", device, "--jobs", 1]
     command += ["--scales", *settings["scales"]] if settings.get("scales") else []
     command += [] if settings.get("crf", True) else ["--no-crf"]
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         predict.main([str(each) for each in command])
     return [Column(step.title, step, out, 0.0)]
 
