@@ -133,7 +133,9 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
     @torch.inference_mode()
     def infer() -> None:
         if stage == "make_random_walk":
-            boundary.edge_map(maps, batch(3, *size), options.pad_to)
+            auto = options.pad_to == "auto"
+            side = options_of("train_affinity", args).crop if auto else options.pad_to
+            boundary.edge_map(maps, batch(3, *size), side)
             return
         seen = images.fit_size(size, options.max_side)
         sides = [[round(scale * side) for side in seen] for scale in options.scales]
