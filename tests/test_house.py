@@ -124,6 +124,7 @@ HOW = {
     "overwrite": True,
     "save_every": True,
     "stale": True,
+    "track": True,
     "verify": True,
     "weights": True,  # what they hold is compared
     "workers": True,

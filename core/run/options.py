@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from core import recipe
 from core.run.main import end
+from core.run.tracking import TRACKERS
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -211,6 +212,8 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     p.add_argument("--deterministic", action="store_true", help="same bits twice; slower on GPUs")
     words = "steps between checkpoints; 0: epochs"
     p.add_argument("--save-every", how=True, type=integer(0, 10**9), default=0, help=words)
+    words = "mirror log.jsonl there; pip install the package of that name first"
+    p.add_argument("--track", how=True, choices=TRACKERS, default="none", help=words)
     words = "steps a row of log.jsonl covers"
     p.add_argument("--log-every", how=True, type=integer(1, 10**9), default=10, help=words)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from core.errors import InputError
 from core.method import backbones
-from core.run import distributed, optimizer, precision
+from core.run import distributed, optimizer, precision, tracking
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ class Plan:
     `max_step`: updates in all. `amp`: the resolved autocast type ("bf16", "fp16" or "off").
     `batch_size`: global, over all processes; each process computes its share in `accumulate`
     microbatches. `save_every`: updates between checkpoints. `images`: of the split.
-    `crop`: side of the training views.
+    `crop`: side of the training views. `track`: where log rows are mirrored (`tracking`).
     """
 
     max_step: int
@@ -39,14 +39,17 @@ class Plan:
     sync_bn: bool = False
     images: int = 0
     crop: int = 0
+    track: str = "none"
 
     @classmethod
     def of(cls, args: argparse.Namespace, n_images: int, device: torch.device) -> "Plan":
         """The plan of a command line for a split of `n_images`.
 
-        InputErrors: fewer than 2 images; a batch larger than the data set, or that processes and
-        microbatches do not divide; a crop that the stride does not; sides in the wrong order.
+        InputErrors: a tracker that is not installed; fewer than 2 images; a batch larger than the
+        data set, or that processes and microbatches do not divide; a crop that the stride does not;
+        sides in the wrong order.
         """
+        tracking.check(args.track)
         if n_images < 2:
             raise InputError(f"{args.data}: split {args.split!r} has {n_images} image; at least 2")
         batch = f"--batch-size {args.batch_size}"

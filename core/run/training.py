@@ -13,6 +13,7 @@ from core.run import checkpoint, distributed, parallel, precision
 from core.run.optimizer import sgd
 from core.run.plan import Plan
 from core.run.record import Log
+from core.run.tracking import Tracker
 
 import numpy as np
 import torch
@@ -68,6 +69,8 @@ class Trainer:
         log_bytes = self._resume(last) if last.exists() else 0
         distributed.check_same(self.step, "the step to go on from")
         self.log = Log(out / "log.jsonl", log_bytes) if distributed.is_main() else None
+        mirror = plan.track if distributed.is_main() else "none"
+        self.tracker = Tracker(mirror, out, identity, self.step)
         self.ddp: DistributedDataParallel | None = None
         self.network: Callable[[Tensor], Tensor] = self.plain
         if distributed.world_size() > 1:
@@ -209,6 +212,7 @@ class Trainer:
                 self.bar.write(f"warning: step {self.step}: {warning}", file=sys.stderr)
             self.warned = True
         self.log.write(row)
+        self.tracker.write(row)
         self.bar.set_postfix({k: f"{v:.3f}" for k, v in means.items()}, refresh=False)
 
     def warnings(self) -> list[str]:
@@ -241,5 +245,6 @@ class Trainer:
 
     def finish(self, classes: list[str]) -> None:
         """Write `model.pt`."""
+        self.tracker.finish()
         if distributed.is_main():
             checkpoint.save_model(self.out / "model.pt", self.plain, classes, self.plan.crop)
