@@ -3,13 +3,15 @@
 
     python tools/report.py runs/voc --out runs/voc/report
     python tools/report.py runs/tables runs/demo --out report --metrics metrics.json
+    python tools/report.py --compare runs/a runs/b --out report
 
 Prints a table of every step's score and time, and writes OUT/overview.png (some images and what
 every step made of them), OUT/index.html (one self-contained page of 1 to 15 MB: the paper's tables
 beside ours, curves, galleries; no server, no network) and OUT/report.md with the same tables. A run
 folder holds the steps' directories (RUNS/cam, RUNS/cam.json ...) or any tree of such folders, whose
 `seed0`, `seed1` ... are taken together. Rows that are not there say "not run"; damaged files are
-named and left out. A minute per 1,000 images of a gallery.
+named and left out. `--compare` writes OUT/compare.html: two runs side by side, per class and per
+image, the largest difference first. A minute per 1,000 images of a gallery.
 """
 
 import sys
@@ -17,10 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
+from core.errors import InputError
 from core.run import options
 from core.run.main import run_main
 from tools.reporting import paper, summarise
 from tools.reporting.collect import collect
+from tools.reporting.compare import compare
 from tools.reporting.gallery import galleries, overview
 from tools.reporting.pictures import albums
 from tools.reporting.templating import page
@@ -28,7 +32,9 @@ from tools.reporting.templating import page
 
 def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
-    p.add_argument("runs", type=Path, nargs="+", help="run folders")
+    p.add_argument("runs", type=Path, nargs="*", help="run folders")
+    words = "write OUT/compare.html of these two"
+    p.add_argument("--compare", type=Path, nargs=2, metavar="RUN", help=words)
     p.add_argument("--out", type=Path, required=True, help="directory of the report")
     p.add_argument("--metrics", type=Path, metavar="FILE", help="write the figures there as JSON")
     p.add_argument("--data", type=Path, help="data root of the pictures; else the runs' own")
@@ -51,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     if args.metrics is not None:
         files.check_own(args.metrics)
+    if not args.runs and not args.compare:
+        raise InputError("give folders of runs, or --compare with two")
+    args.runs = args.runs or args.compare
     warnings: list[str] = []
     families = collect(args.runs, warnings)
     print(page("terminal.txt", families=families), end="")
@@ -61,6 +70,9 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name in ("index.html", "report.md"):
         files.write_text(args.out / name, page(name, **content))
+    if args.compare:
+        found = compare(args.compare, args, warnings)
+        files.write_text(args.out / "compare.html", page("compare.html", **found))
     if args.metrics is not None:
         files.write_json(args.metrics, summarise.metrics(families))
     if families and (args.overview or args.ids):

@@ -19,9 +19,9 @@ def check(kind: str) -> None:
 class Tracker:
     """Where the rows of a training's log go besides.
 
-    `kind`: one of TRACKERS. `out`: the run's directory; TensorBoard writes into OUT/tensorboard, the
-    others into the project "puzzle-cam" under the last parts of its path. `identity`: of the run,
-    by which wandb knows it again; `step`: that it goes on from.
+    `kind`: one of TRACKERS. `out`: the run's directory; TensorBoard writes into OUT/tensorboard,
+    the others into the project "puzzle-cam" under the last parts of its path. `identity`: of the
+    run, by which wandb knows it again; `step`: that it goes on from.
     """
 
     def __init__(self, kind: str, out: Path, identity: str, step: int):
