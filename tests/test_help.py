@@ -58,3 +58,13 @@ def test_a_checkpoint_may_be_its_directory(script: str, tmp_path: Path) -> None:
              if "--checkpoint" in a.option_strings]  # fmt: skip
     assert [kind(str(tmp_path)) for kind in kinds] == [tmp_path / "model.pt"]
     assert [kind(str(tmp_path / "a.pt")) for kind in kinds] == [tmp_path / "a.pt"]
+
+
+@pytest.mark.parametrize("script", [path.stem for path in REPO.glob("*.py")])
+def test_a_stages_own_options_come_first_the_shared_ones_in_groups(script: str) -> None:
+    text = importlib.import_module(script).get_args_parser().format_help()
+    titles = re.findall(r"^([a-zA-Z ]+):$", text, re.M)
+    own, *shared = [title for title in titles if title != "positional arguments"]
+    assert own == "options" and {"data and output", "machine"} <= set(shared)
+    assert ("training" in shared) == script.startswith("train_")
+    assert len(shared) == len(set(shared))

@@ -102,13 +102,18 @@ class Parser(OneLineParser):
     """
 
     def __init__(self, doc: str | None):
+        self.title = ""  # of the group that options are added to, see `grouped`
         super().__init__(description=doc, formatter_class=_Formatter, allow_abbrev=False)
         self.how: set[str] = {"help"}
 
     def add_argument(self, *names: str, how: bool = False, **kwargs: Any) -> argparse.Action:
         if kwargs.get("type") in (Path, model):
             how, kwargs["type"] = True, path if kwargs["type"] is Path else model
-        action = super().add_argument(*names, **kwargs)
+        groups = {group.title: group for group in self._action_groups}
+        add = super().add_argument
+        if self.title:
+            add = (groups.get(self.title) or self.add_argument_group(self.title)).add_argument
+        action = add(*names, **kwargs)
         if how:
             self.how.add(action.dest)
         return action
@@ -134,6 +139,22 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
+def grouped(title: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator: what a function adds stands under a title of its own in the help."""
+
+    def decorate(add: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(add)
+        def inside(p: Parser, *args: Any, **how: Any) -> None:
+            outer, p.title = p.title, p.title or title
+            add(p, *args, **how)
+            p.title = outer
+
+        return inside
+
+    return decorate
+
+
+@grouped("data and output")
 def add_data(p: Parser, split: str) -> None:
     """--data and --split."""
     p.add_argument("--data", type=Path, required=True, help="data root; see data/README.md")
@@ -141,18 +162,21 @@ def add_data(p: Parser, split: str) -> None:
     add_verify(p)
 
 
+@grouped("data and output")
 def add_verify(p: Parser) -> None:
     """--verify."""
     words = "record and compare the contents of images, not their sizes and times alone"
     p.add_argument("--verify", how=True, action="store_true", help=words)
 
 
+@grouped("data and output")
 def add_out(p: Parser) -> None:
     """--out, --overwrite and --stale."""
     p.add_argument("--out", type=Path, required=True, help="directory of this run")
     add_overwrite(p)
 
 
+@grouped("data and output")
 def add_overwrite(p: Parser) -> None:
     """--overwrite and --stale."""
     p.add_argument("--overwrite", how=True, action="store_true", help="start again from nothing")
@@ -160,6 +184,7 @@ def add_overwrite(p: Parser) -> None:
     p.add_argument("--stale", how=True, choices=both, default="refuse", help=words)
 
 
+@grouped("machine")
 def add_machine(p: Parser) -> None:
     """--device and --workers."""
     from core.run.parallel import cpu_count
@@ -170,11 +195,13 @@ def add_machine(p: Parser) -> None:
     p.add_argument("--workers", how=True, type=kind, default=default, help=words)
 
 
+@grouped("machine")
 def add_device(p: Parser) -> None:
     """--device."""
     p.add_argument("--device", how=True, default="auto", help="auto, cpu, cuda or cuda:N")
 
 
+@grouped("machine")
 def add_amp(p: Parser) -> None:
     """--amp."""
     words = "autocast type; auto is bf16 where the hardware multiplies it fast, fp16 on older GPUs,"
@@ -182,6 +209,7 @@ def add_amp(p: Parser) -> None:
     p.add_argument("--amp", choices=choices, default="auto", help=f"{words} off elsewhere")
 
 
+@grouped("training")
 def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     """Everything the three trainings have in common, with the recipe's values as defaults."""
     from core.method import backbones
@@ -218,6 +246,7 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     p.add_argument("--log-every", how=True, type=integer(1, 10**9), default=10, help=words)
 
 
+@grouped("inference")
 def add_inference(p: Parser, stage: Any, batch_images: int) -> None:
     """--scales, --max-side, --batch-images and --amp."""
     p.add_constant(stage, "scales", scale, "image scales, each with its mirror image")
@@ -228,6 +257,7 @@ def add_inference(p: Parser, stage: Any, batch_images: int) -> None:
     add_amp(p)
 
 
+@grouped("dense CRF")
 def add_crf(p: Parser, stage: Any, default: str = "auto") -> None:
     """--crf-iterations, --crf-backend and --jobs."""
     from core.method import crf
@@ -238,6 +268,7 @@ def add_crf(p: Parser, stage: Any, default: str = "auto") -> None:
     add_jobs(p)
 
 
+@grouped("machine")
 def add_jobs(p: Parser) -> None:
     """--jobs."""
     words = "CPU processes, or GPU streams; 0: automatic"
