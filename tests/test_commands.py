@@ -77,7 +77,7 @@ def test_help_opens_with_a_command_to_paste(script):
     assert any(command == name for command, _ in commands(script))
 
 
-@pytest.mark.parametrize("script", sorted(REPO.glob("scripts/*.sh")), ids=lambda p: p.name)
+@pytest.mark.parametrize("script", sorted(REPO.glob("scripts/*.s*")), ids=lambda p: p.name)
 def test_shell_scripts_are_sound(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
     text = script.read_text()
