@@ -11,4 +11,5 @@ stage make_cam.py \
   --checkpoint "$RUNS/classification/model.pt" \
   --out "$RUNS/cam" \
   "$@"
-score "$SCORED" --scores "$RUNS/cam" --json "$RUNS/cam.json"
+made=$(out "$RUNS/cam" "$@")
+score "$SCORED" --scores "$made" --json "$made.json"

@@ -12,4 +12,5 @@ stage make_random_walk.py \
   --checkpoint "$RUNS/affinity/model.pt" \
   --out "$RUNS/rw" \
   "$@"
-score "$SCORED" --scores "$RUNS/rw" --json "$RUNS/rw.json"
+made=$(out "$RUNS/rw" "$@")
+score "$SCORED" --scores "$made" --json "$made.json"

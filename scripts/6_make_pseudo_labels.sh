@@ -11,4 +11,5 @@ stage make_pseudo_labels.py \
   --scores "$RUNS/rw" \
   --out "$RUNS/pseudo" \
   "$@"
-score "$SCORED" --labels "$RUNS/pseudo" --json "$RUNS/pseudo.json"
+made=$(out "$RUNS/pseudo" "$@")
+score "$SCORED" --labels "$made" --json "$made.json"

@@ -15,4 +15,7 @@ stage predict.py \
   --checkpoint "$RUNS/segmentation/model.pt" \
   --out "$RUNS/predictions" \
   "$@"
-score "$VAL" --labels "$RUNS/predictions" --json "$RUNS/val.json"
+made=$(out "$RUNS/predictions" "$@")
+figures=$RUNS/val.json
+[ "$made" = "$RUNS/predictions" ] || figures=$made.json
+score "$VAL" --labels "$made" --json "$figures"

@@ -74,3 +74,13 @@ score() {
   [ -e "$DATA/SegmentationClass/$first.png" ] || return 0
   python evaluate.py --data "$DATA" --split "$list" "$@"
 }
+
+# out DIRECTORY OPTIONS...: what the options name by --out, else the directory
+out() {
+  local found=$1
+  while [ $# -gt 1 ]; do
+    shift
+    if [ "$1" = --out ]; then found=${2:-}; fi
+  done
+  echo "$found"
+}

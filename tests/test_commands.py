@@ -138,3 +138,34 @@ def test_smoke_runs_every_stage_small_on_a_few_of_the_users_images(tmp_path):
     assert root.classes == DataRoot(data).classes and root.image_labels(root.ids("train"))
     assert sorted(data.rglob("*")) == before
     subprocess.run(command, env=env, capture_output=True, check=True)  # again, over what is there
+
+
+@pytest.mark.parametrize(
+    ("script", "made", "figures"),
+    [
+        ("2_make_cam", "cam", "cam"),
+        ("5_make_random_walk", "rw", "rw"),
+        ("6_make_pseudo_labels", "pseudo", "pseudo"),
+        ("8_predict", "predictions", "val"),
+    ],
+)
+def test_what_a_numbered_script_makes_elsewhere_is_scored_there(tmp_path, script, made, figures):
+    data = write_data_root(tmp_path / "data")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text('#!/bin/bash\nprintf "%s\\n" "$@" END\n')
+    (tmp_path / "bin/python").chmod(0o755)
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "DATA": str(data)}
+    env |= {"RUNS": str(tmp_path / "runs"), "SPLIT": "train"}
+
+    def scored(*more: str) -> tuple[Path, Path]:
+        command = ["bash", str(REPO / f"scripts/{script}.sh"), *more]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        words = done.stdout.split("END\n")[1].splitlines()
+        args = parser_of(words[0]).parse_args(words[1:])
+        return args.scores or args.labels, args.json
+
+    runs, other = tmp_path / "runs", tmp_path / "an other"
+    assert scored() == (runs / made, runs / f"{figures}.json")
+    wanted = (other, tmp_path / "an other.json")
+    assert scored("--verify", "--out", str(other)) == wanted
+    assert scored("--out", "first", "--out", str(other), "--verify") == wanted
