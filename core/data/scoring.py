@@ -103,7 +103,7 @@ def scores(
         best, classes = best_class(file)
         counts.sweep.update(classes, best, mask)
         level = otsu(best) if len(file.classes) else np.inf
-        counts.auto.update(np.where(best > level, classes, 0), mask)
+        counts.auto.update(classes * (best > level), mask)  # a third of np.where's time
     return counts
 
 
