@@ -118,6 +118,17 @@ def test_pages_of_an_earlier_larger_run_go(run, data_root):
     assert len(layers((out / "index.html").read_text())) == 2
 
 
+def test_files_of_others_are_left_alone(run, data_root, tmp_path):
+    """A report, or somebody's site: neither its index is overwritten nor its page2 deleted."""
+    (tmp_path / "explore").mkdir()
+    for name in ("index.html", "page2.html"):
+        (tmp_path / "explore" / name).write_text("<title>mine</title>")
+    with pytest.raises(InputError, match="holds other files"):
+        make(run, data_root)
+    for name in ("index.html", "page2.html"):
+        assert (tmp_path / "explore" / name).read_text() == "<title>mine</title>"
+
+
 def test_names_stay_text(run, data_root, tmp_path):
     page = (make(run, data_root) / "index.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|page\d)[^"]+"', page)

@@ -101,6 +101,10 @@ def test_the_walk_pads_to_the_crop_of_the_boundary_networks_training(inputs, tmp
     given = walked("given", "--pad-to", 64)
     assert (auto / "SHA256SUMS").read_bytes() == (given / "SHA256SUMS").read_bytes()
 
+    before = (given / "run.json").read_bytes()
+    walked("given")  # made with the option: what auto stands for is no other setting
+    assert (given / "run.json").read_bytes() == before
+
     del state["crop"]
     torch.save(state, tmp_path / "old.pt")
     assert resolved(walked("old", model=tmp_path / "old.pt")) == recipe.RANDOM_WALK.pad_to

@@ -119,7 +119,7 @@ def test_what_is_there_already_is_told(labelled, tmp_path):
 def test_the_next_training_shares_the_classifiers_options(labelled, data_root, tmp_path, capsys):
     settings = {"backbone": "resnet18", "crop": 64, "sides": [48, 96], "batch_size": 32}
     (tmp_path / "run/classification").mkdir()
-    record = {"settings": settings, "holds": "model"}
+    record = {"settings": settings, "holds": "model", "arguments": {"weights": "my file.pth"}}
     (tmp_path / "run/classification/run.json").write_text(json.dumps(record))
     out = tmp_path / "run/affinity_labels"
     command = ("--data", data_root, "--split", "train", "--scores", tmp_path / "run/cam")
@@ -129,6 +129,7 @@ def test_the_next_training_shares_the_classifiers_options(labelled, data_root, t
     args = train_affinity.get_args_parser().parse_args(words)
     assert script == "train_affinity.py" and args.labels == out
     assert (args.backbone, args.crop, args.sides) == ("resnet18", 64, [48, 96])
+    assert args.weights == "my file.pth"
     assert "--batch-size" not in words  # the recipe's
 
 

@@ -22,7 +22,9 @@ def service(request, monkeypatch):
     module.log = lambda numbers, step: calls.append(("log", step, numbers))
     module.finish = lambda: calls.append(("finish",))
     monkeypatch.setitem(sys.modules, request.param, module)
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: module)
+    monkeypatch.setattr(
+        tracking.importlib.util, "find_spec", lambda name: types.SimpleNamespace(origin="here")
+    )
     return request.param, calls
 
 
@@ -59,3 +61,11 @@ def test_what_is_not_installed_is_said_before_the_work(inputs, tmp_path, monkeyp
     with pytest.raises(InputError, match="pip install trackio"):
         STAGES["classification"].run(inputs, tmp_path, "--track", "trackio")
     assert not (tmp_path / "classification").exists()
+
+
+def test_a_folder_of_its_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "trackio").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    with pytest.raises(InputError, match="not installed"):
+        tracking.check("trackio")

@@ -35,6 +35,7 @@ import numpy as np
 from PIL import Image
 
 LEVELS = np.arange(101) / 100  # the slider's background scores
+MARK = "<title>Background score</title>"  # of this tool's pages
 ALWAYS = len(LEVELS)  # of a label map's pixels: above all of them
 
 
@@ -121,6 +122,14 @@ def find(folders: list[Path]) -> list[Column]:
     return columns
 
 
+def check_out(out: Path) -> None:
+    """Refuse a directory of others' files, which the pages would replace."""
+    index = out / "index.html"
+    own = index.is_file() and MARK in index.read_text("utf-8", "replace")[:1000]
+    if out.is_dir() and any(out.iterdir()) and not own:
+        raise InputError(f"{out}: holds other files than this tool's; choose another --out")
+
+
 def uri(pixels: np.ndarray, kind: str, **how: Any) -> str:
     """A picture as a data URI."""
     buffer = io.BytesIO()
@@ -150,6 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     columns = find(args.folders)
     data, ids = complete(args, columns)
+    check_out(args.out)
     args.out.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(ids), args.images)
     names = ["index.html", *(f"page{n}.html" for n in range(2, len(starts) + 1))]

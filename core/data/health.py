@@ -32,11 +32,12 @@ def measure(
         `shown`, name -> [images whose map shows it, images that have it].
     """
     with ThreadPoolExecutor(4) as pool:
-        counts = np.array(list(pool.map(lambda name: _counts(folder / f"{name}.png"), names)))
-    inside = counts[:, 1 : len(classes) + 1]
+        paths = (folder / f"{name}.png" for name in names)
+        counts = np.array(list(pool.map(lambda path: _counts(path, len(classes)), paths)))
+    inside = counts[:, 1:-1]
     has_class = [labels is None or bool(labels[name]) for name in names]
     total = counts.sum(0) / max(1, counts.sum())
-    pixels = dict(zip(["background", *classes], total.tolist(), strict=False))
+    pixels = dict(zip(["background", *classes], total[:-1].tolist(), strict=True))
     found: dict[str, Any] = {
         "images": len(names),
         "empty": int((~inside.any(1) & np.array(has_class, bool)).sum()),
@@ -51,8 +52,10 @@ def measure(
     return found
 
 
-def _counts(path: Path) -> np.ndarray:
-    return np.bincount(images.read_label(path, images.IGNORE).ravel(), minlength=256)
+def _counts(path: Path, n_classes: int) -> np.ndarray:
+    """Pixels of a label map: background, each class, ignored."""
+    counts = np.bincount(images.read_label(path, n_classes + 1).ravel(), minlength=256)
+    return np.append(counts[: n_classes + 1], counts[images.IGNORE])
 
 
 def warnings(found: dict[str, Any]) -> list[str]:

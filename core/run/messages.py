@@ -90,4 +90,5 @@ def _carried(classifier: Path) -> list[object]:
                 f"--{name.replace('_', '-')}",
                 *(value if isinstance(value, list) else [value]),
             ]
-    return words
+    weights = artefacts.mapping(record, "arguments").get("weights", "imagenet")
+    return words if weights == "imagenet" else [*words, "--weights", weights]

@@ -12,7 +12,9 @@ TRACKERS = ("none", "tensorboard", "wandb", "trackio")
 
 def check(kind: str) -> None:
     """Before the work: an InputError where the package of a tracker is not installed."""
-    if kind != "none" and importlib.util.find_spec(kind) is None:
+    found = None if kind == "none" else importlib.util.find_spec(kind)
+    # A mere folder of that name, as wandb leaves one where it ran, has no origin.
+    if kind != "none" and (found is None or found.origin is None):
         raise InputError(f"--track {kind}: not installed; pip install {kind}")
 
 
