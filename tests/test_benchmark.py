@@ -88,7 +88,7 @@ def test_the_usual_loader_gives_nearly_our_view(bench):
     view, _, box = RandomView((50, 50), 64)(image, None, np.random.default_rng(3))
     ours = normalize(view[None], box[None])[0].numpy()
     usual = references.load_view(path, (50, 50), 64, np.random.default_rng(3))
-    # PIL and torchvision round differently in the resize: by one of 255 steps at most.
+    # PIL and torch round differently in the resize: by one of 255 steps at most.
     assert np.abs(ours - usual).max() < 2.01 / 255 / 0.22
 
 

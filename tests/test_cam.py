@@ -5,7 +5,7 @@ from __future__ import annotations
 from core.data import scoring
 from core.data.datasets import DataRoot
 from core.data.scores import Scores, otsu, sample, strided_size, upsample
-from core.data.transforms import pyramid
+from core.data.transforms import pyramid, stack
 from core.errors import InputError
 from core.method import cam
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import golden, write_data_root
+from PIL import Image
 
 
 def stand_in(images: torch.Tensor) -> torch.Tensor:
@@ -111,9 +112,27 @@ def test_an_image_without_any_class_is_background(tmp_path):
 def test_batches_equal_single_images():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 37, 53, 3)).astype(np.uint8)
-    single = torch.stack([cam.multi_scale(stand_in, image) for image in images])
-    copies = [torch.stack(c) for c in zip(*map(pyramid, images), strict=True)]
-    torch.testing.assert_close(cam.sum_scales(stand_in, copies, (37, 53)), single)
+    copies = [stack(c) for c in zip(*map(pyramid, images), strict=True)]
+    sums = cam.sum_scales(stand_in, copies, (37, 53))
+    for i, image in enumerate(images):
+        single = [copy[None] for copy in pyramid(image)]
+        torch.testing.assert_close(cam.sum_scales(stand_in, single, (37, 53))[0], sums[i])
+        # Noise, and resampled by PIL: a pixel of 400 is another level.
+        torch.testing.assert_close(cam.multi_scale(stand_in, image), sums[i], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(96, 144), (37, 53), (375, 500), (1, 9)])
+def test_the_pyramid_is_that_of_pil(size):
+    """Noise is the worst case: every pixel is another than its neighbours."""
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    for scale, copy in zip(cam.SCALES, pyramid(image), strict=True):
+        wanted = [max(1, round(side * scale)) for side in size[::-1]]
+        usual = np.asarray(Image.fromarray(image).resize(wanted, Image.Resampling.BICUBIC))
+        assert copy.dtype == torch.uint8 and copy.shape == (3, *usual.shape[:2])
+        difference = np.abs(copy.permute(1, 2, 0).numpy().astype(int) - usual)
+        assert difference.max() <= 2
+        assert (difference > 0).mean() < 0.03 and (difference > 1).mean() < 1e-3
+    np.testing.assert_array_equal(pyramid(image)[1].permute(1, 2, 0), image)  # scale 1
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (33, 40), (5, 3)])

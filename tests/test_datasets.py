@@ -14,7 +14,7 @@ from core.errors import InputError
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, write_data_root
 from PIL import Image
 from test_images import picture
 
@@ -187,6 +187,36 @@ def test_view_sizes_follow_the_longer_side():
     for shape, expected in (((50, 100), (16, 32)), ((100, 50), (32, 16)), ((7, 7), (32, 32))):
         _, _, box = view(torch.zeros(3, *shape, dtype=torch.uint8), None, rng)
         assert (box[2] - box[0], box[3] - box[1]) == expected
+
+
+@pytest.mark.parametrize(("size", "levels"), [((640, 480), 1.2), ((643, 481), 10)])
+def test_large_photographs_are_decoded_at_a_fraction_of_their_size(tmp_path, size, levels):
+    """The view is that of the whole image, but for what libjpeg rounds: colours, and sides."""
+    data = DataRoot(write_data_root(tmp_path))
+    (tmp_path / "labels.txt").write_text("train0 disc\n")
+    rng = np.random.default_rng(0)
+    blobs = rng.integers(0, 256, (12, 17, 3)).astype(np.uint8)
+    photo = Image.fromarray(blobs).resize(size, Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    for turn, side in ((1, 640), (1, 320), (1, 200), (6, 80), (1, 20)):
+        exif[0x0112] = turn
+        photo.save(tmp_path / "JPEGImages" / "train0.jpg", quality=95, exif=exif)
+        path = data.image_path("train0")
+        whole, small = images.read_image(path), images.read_image(path, side)
+        parts = min(8, 1 << (size[0] // side).bit_length() - 1)
+        assert small.shape[1:] == tuple(-(-n // parts) for n in whole.shape[1:])
+        assert max(small.shape) >= side and whole.shape[1:] == images.image_size(path)
+        label = np.zeros(images.image_size(path), np.uint8)
+        label[: len(label) // 2] = 1
+        write_label(tmp_path / "train0.png", label)
+        view = RandomView((side, side), 64)
+        views = TrainingViews(data, ["train0"], view, 0, label_folder=tmp_path)
+        got, box, target = views[3]
+        rng = np.random.default_rng((0, 3, 0))
+        usual, marks, usual_box = view(whole, torch.from_numpy(label), rng)
+        assert torch.equal(box, usual_box)
+        assert (got.int() - usual.int()).abs().float().mean() < levels
+        assert (target != marks).float().mean() < 0.02
 
 
 def test_views_depend_on_seed_and_draw_alone(data_root):

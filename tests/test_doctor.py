@@ -260,7 +260,7 @@ def test_torchvision_of_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("operator torchvision::nms does not exist\nand more")
 
-    monkeypatch.setattr(torchvision.io, "encode_jpeg", fail)
+    monkeypatch.setattr(torchvision.ops, "nms", fail)
     findings = {what: found for _, what, found, _ in doctor.check_versions(options())}
     assert findings["torchvision"] == "does not work: operator torchvision::nms does not exist"
 

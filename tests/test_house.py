@@ -93,6 +93,15 @@ DEFAULTS = {
 }
 
 
+def test_what_takes_a_second_to_import_waits():
+    """torchvision brings torch._dynamo along; --help, refusals and most stages need neither."""
+    names = ", ".join(STAGES)
+    heavy = "torchvision", "timm", "torch._dynamo", "scipy", "matplotlib", "jinja2"
+    code = f"import sys, {names}; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert found.stdout == "[]\n", found
+
+
 @pytest.mark.parametrize(
     ("script", "name"), [(s, n) for s, (_, names) in DEFAULTS.items() for n in names.split()]
 )

@@ -59,8 +59,8 @@ def check_versions(_: argparse.Namespace) -> Findings:
             if name == "torch" and number(found) < (2, 4):
                 level, found = "FAIL", f"{found} is too old"
             if name == "torchvision":  # its compiled half fits one version of torch
-                image = importlib.import_module("torch").zeros(3, 8, 8).byte()
-                module.io.decode_jpeg(module.io.encode_jpeg(image))
+                boxes = importlib.import_module("torch").zeros(1, 4)
+                module.ops.nms(boxes, boxes[:, 0], 0.5)
         except Exception as error:  # a broken binary raises anything
             level, found = "FAIL", f"does not work: {first_line(error)}"
         yield level, name, found, remedy
@@ -121,11 +121,11 @@ def check_weights(args: argparse.Namespace) -> Findings:
     if args.weights != "imagenet":
         weights.load(args.weights, args.backbone)
         return [("ok", "weights", f"{args.weights}, for {args.backbone}", "")]
-    if args.backbone not in weights.IMAGENET:
+    if args.backbone not in backbones.TORCHVISION:
         backbones.build(args.backbone)  # says what to install, or which names there are
         found = f"timm downloads those of {args.backbone} at the first start"
         return [("ok", "weights", found, "")]
-    url = weights.IMAGENET[args.backbone].url
+    url = weights.imagenet_url(args.backbone)
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if path.exists():  # the name ends in the first digits of its SHA-256
         whole = path.stem.rsplit("-", 1)[1] == files.digest_file(path)[:8]

@@ -9,15 +9,11 @@ from core.errors import InputError
 from core.files import atomic_path
 from core.recipe import DATA
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # of a torchvision to come: PIL's decoder does it
-    decode_jpeg = None
 
 IGNORE = DATA.ignore  # label value of pixels that take no part in losses and scores
 MAX_PIXELS = 80_000_000  # a header that claims more is refused before anything is decoded
@@ -30,6 +26,14 @@ ORIENTATION = 0x112  # EXIF's
 TURNS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 0, 6: 3, 7: 2, 8: 1}
 DIAGONAL, MIRRORED = (5, 7), (2, 4)
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras put into 16-bit files
+# Part of its size at which a JPEG is decoded -> OpenCV's name of it.
+REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    1: cv2.IMREAD_COLOR,
+}
+END_OF_JPEG = b"\xff\xd9"
 _noted: set[str] = set()
 
 
@@ -91,30 +95,32 @@ def image_size(path: Path) -> tuple[int, int]:
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, side: int = MAX_PIXELS) -> Tensor:
     """Read a photograph as uint8 RGB (3, H, W).
 
     Grey, CMYK, palette and 16-bit images are converted, and turned upright as EXIF says (no image
-    of VOC is); of several pages or frames the first is taken. Ordinary JPEGs go through
-    torchvision's decoder, about twice as fast as PIL's. Raises InputError as `open_checked` does,
-    and for a truncated file or one of 32 bits a pixel.
+    of VOC is); of several pages or frames the first is taken. `side`: what the longer side will be
+    reduced to. A JPEG of at least twice that is decoded at a half, a quarter or an eighth of its
+    size, never below `side`, in a fraction of the time (`_decode_jpeg`). Raises InputError as
+    `open_checked` does, and for a truncated file or one of 32 bits a pixel.
     """
     with open_checked(path) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's of damage, torchvision's (0.29) at every JPEG
+        warnings.simplefilter("ignore")  # PIL's of damage
         try:
             if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
                 raise InputError(f"{path}: 32 bits a pixel; save it with 8 or 16")
             pages = getattr(image, "n_frames", 1) if image.format in ("TIFF", "WEBP") else 1
             if pages > 1:
                 _note("pages", f"{path}: of {pages} pages or frames the first is read")
-            if image.format == "JPEG" and image.mode in ("RGB", "L") and decode_jpeg is not None:
-                data = torch.from_numpy(np.fromfile(path, np.uint8))
-                pixels = decode_jpeg(data, ImageReadMode.RGB)
+            decoded = None
+            if image.format == "JPEG" and image.mode in ("RGB", "L"):
+                parts = max(image.size) // max(side, 1)
+                decoded = _decode_jpeg(path, next(n for n in REDUCED if n <= max(parts, 1)))
             elif image.mode.startswith("I"):  # 16-bit grey, which PIL would clip
-                grey = _eight_bits(np.asarray(image), path)
-                pixels = torch.from_numpy(grey).expand(3, -1, -1)
-            else:
-                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+                decoded = np.repeat(_eight_bits(np.asarray(image), path)[..., None], 3, 2)
+            if decoded is None:
+                decoded = np.array(image.convert("RGB"))
+            pixels = torch.from_numpy(decoded).permute(2, 0, 1)
             # Not before: PIL reads a whole PNG to tell, and would give what it has of a damaged
             # one; of a TIFF it turns the pixels itself, and forgets that it was so.
             turn = orientation(image)
@@ -127,6 +133,19 @@ def read_image(path: Path) -> Tensor:
     if turn in MIRRORED:
         pixels = pixels.flip(2)
     return torch.rot90(pixels, TURNS[turn], (1, 2)) if turn != 1 else pixels
+
+
+def _decode_jpeg(path: Path, parts: int) -> np.ndarray | None:
+    """RGB (ceil(H / parts), ceil(W / parts), 3); None where PIL has to tell what is wrong.
+
+    OpenCV's decoder gives PIL's pixels in 0.7 of the time, and takes 0.2 of it at a quarter of the
+    size. It also gives what it has of a file that is cut short, so that the end is looked at.
+    """
+    data = np.fromfile(path, np.uint8)
+    if data[-2:].tobytes() != END_OF_JPEG:
+        return None
+    pixels = cv2.imdecode(data, REDUCED[parts] | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, pixels)
 
 
 def _note(kind: str, text: str) -> None:

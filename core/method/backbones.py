@@ -13,7 +13,6 @@ from core.recipe import BACKBONE, DATA
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -91,6 +90,8 @@ class ResNet(Backbone):
         if name in TIMM:
             net = import_timm().create_model(TIMM[name], pretrained=False)
         else:
+            import torchvision  # a second, and most stages and all refusals come without it
+
             net = torchvision.models.get_model(name, weights=None)
         self.relu = net.act1 if name in TIMM else net.relu
         self.conv1, self.bn1, self.maxpool = net.conv1, net.bn1, net.maxpool

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from core.data import transforms
 from core.data.scores import sample, strided_size, upsample
-from core.data.transforms import SCALES, pyramid
+from core.data.transforms import SCALES
 from core.recipe import CAM
 
 import numpy as np
@@ -66,10 +66,17 @@ def multi_scale(
     device: torch.device | str = "cpu",
     high_res: bool = False,
 ) -> Tensor:
-    """`sum_scales` of one RGB image, PIL's or uint8 (H, W, 3): (C, ceil(H/4), ceil(W/4))."""
-    image = np.asarray(image)
-    copies = [copy[None].to(device) for copy in pyramid(image, scales)]
-    return sum_scales(network, copies, image.shape[:2], high_res)[0]
+    """`sum_scales` of one RGB image, PIL's or uint8 (H, W, 3): (C, ceil(H/4), ceil(W/4)).
+
+    The copies are the released code's, PIL's; a stage takes `transforms.pyramid`, 9 times as fast.
+    """
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    copies = []
+    for scale in scales:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        copy = torch.from_numpy(np.array(picture.resize(size, Image.Resampling.BICUBIC)))
+        copies.append(copy.permute(2, 0, 1)[None].to(device))
+    return sum_scales(network, copies, (picture.height, picture.width), high_res)[0]
 
 
 def of_classes(sums: Tensor, classes: Sequence[int]) -> Tensor:

@@ -9,7 +9,6 @@ from core.recipe import AFFINITY, SEGMENTATION
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.segmentation.deeplabv3 import ASPP
 
 Weights = Mapping[str, Tensor] | None  # a backbone's state dict; None: random
 
@@ -106,6 +105,8 @@ class DeepLabV3Plus(Network):
     of_classes = ("decoder.4.",)
 
     def __init__(self, backbone: str, n_labels: int, weights: Weights = None):
+        from torchvision.models.segmentation.deeplabv3 import ASPP  # `ResNet` says why here
+
         super().__init__(backbone, weights, frozen=True, n_labels=n_labels)
         self.low = _tap_at_4(self.backbone, "the decoder")
         low, high = self.backbone.channels[self.low], self.backbone.channels[-1]

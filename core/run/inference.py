@@ -8,7 +8,7 @@ from typing import TypeVar
 from core.data import images
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
-from core.data.transforms import pyramid
+from core.data.transforms import pyramid, stack
 from core.errors import InputError
 from core.run import distributed
 from core.run.parallel import Pool, read_ahead
@@ -111,14 +111,14 @@ def pyramids(
         names, copies, bad, size = [], [], [], (0, 0)
         for name in group:
             try:
-                image = images.as_array(images.read_image(pictures[name]))
+                size = images.image_size(pictures[name])
+                image = images.as_array(images.read_image(pictures[name], max_side))
             except InputError as error:
                 bad.append(str(error))
                 continue
             names.append(name)
-            size = image.shape[:2]
             copies.append(pyramid(images.fit(image, max_side), scales))
-        return names, [torch.stack(each) for each in zip(*copies, strict=True)], size, bad
+        return names, [stack(each) for each in zip(*copies, strict=True)], size, bad
 
     loaded = read_ahead(groups, workers, batch_size=None, collate_fn=load)
     with distributed.progress(sum(map(len, groups)), what) as bar:

@@ -13,11 +13,7 @@ from core.method.networks import Network
 from core.run import artefacts, checkpoint, distributed
 
 import torch
-import torchvision
 from torch import Tensor
-
-# The ImageNet weights of the paper are torchvision's first set.
-IMAGENET = {n: torchvision.models.get_model_weights(n).IMAGENET1K_V1 for n in TORCHVISION}
 
 
 def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
@@ -125,6 +121,13 @@ def _of_timm(state: dict[str, Any], backbone: Pyramid) -> dict[str, Tensor]:
     return found | {"scale": scale, "shift": shift}
 
 
+def imagenet_url(name: str) -> str:
+    """The address of the ImageNet weights of the paper, torchvision's first set."""
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(name).IMAGENET1K_V1.url
+
+
 def _download(name: str) -> dict[str, Tensor]:
     """ImageNet weights, from the local cache or the net; an InputError says what to put where."""
     try:
@@ -132,15 +135,15 @@ def _download(name: str) -> dict[str, Tensor]:
             full = TIMM.get(name, name.removeprefix(PREFIX))
             return import_timm().create_model(full, pretrained=True).state_dict()
         return torch.hub.load_state_dict_from_url(
-            IMAGENET[name].url, map_location="cpu", check_hash=True, weights_only=True
+            imagenet_url(name), map_location="cpu", check_hash=True, weights_only=True
         )
     except InputError:
         raise
     except Exception as error:  # what a failed download raises depends on three libraries
         reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
         remedy = "give --weights FILE with a checkpoint of timm's"
-        if name in IMAGENET:
-            file, folder = IMAGENET[name].url.rsplit("/", 1)[1], Path(torch.hub.get_dir())
+        if name in TORCHVISION:
+            file, folder = imagenet_url(name).rsplit("/", 1)[1], Path(torch.hub.get_dir())
             remedy = f"put {file} into {folder / 'checkpoints'} or give --weights FILE"
         what = f"the ImageNet weights of {name} cannot be downloaded"
         raise InputError(f"{what} ({reason}); {remedy}") from None
