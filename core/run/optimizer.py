@@ -38,6 +38,6 @@ def one_group(network: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def sgd(groups: list[dict], lr: float, momentum: float, fused: bool) -> torch.optim.SGD:
-    """The recipe's optimiser. With `fused`, one CUDA kernel a group."""
+    """The recipe's optimiser. With `fused`, one pass over a group."""
     nesterov = recipe.CLASSIFICATION.nesterov and momentum > 0
     return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov, fused=fused or None)

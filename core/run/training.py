@@ -58,7 +58,7 @@ class Trainer:
         self.plain = network.to(self.device).to(memory_format=torch.channels_last)
         # Not fused under fp16: after a first step that the scaler skips, torch's fused SGD goes on
         # from a momentum buffer that was never written.
-        fused = self.device.type == "cuda" and plan.amp != "fp16"
+        fused = plan.amp != "fp16"
         self.optimizer = sgd(groups, plan.lr, plan.momentum, fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.amp == "fp16")
         self.step = 0
