@@ -14,6 +14,7 @@ from core.data.datasets import DataRoot
 from core.data.metrics import BoundaryIoU, ConfusionMatrix, ThresholdSweep, average_precision
 from core.data.transforms import normalize
 from core.method.networks import Classifier
+from core.recipe import EVALUATION
 from core.run import checkpoint, precision
 from tools import report
 
@@ -127,6 +128,21 @@ def test_sweep_equals_an_argmax_per_threshold():
     sweep.merge(other)
     for got, matrix in zip(sweep.confusions(), expected, strict=True):
         np.testing.assert_array_equal(got.matrix, matrix.matrix)
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [EVALUATION.thresholds, EVALUATION.paper_thresholds, [0.0, 0.5, 1.0], [0.3, 0.30001], [-1, 2]],
+)
+def test_thresholds_below_a_score(thresholds):
+    """By the table as by a search, at and beside the thresholds themselves too."""
+    sweep = ThresholdSweep(3, thresholds)
+    exact = np.float32(thresholds)
+    beside = [np.nextafter(exact, np.float32(side)) for side in (-9, 9)]
+    noise = np.random.default_rng(0).random(5000, np.float32)
+    scores = np.concatenate([exact, *beside, noise, np.float32([-np.inf, -0.1, 0, 1, 1.5, np.inf])])
+    wanted = np.searchsorted(np.sort(exact), scores, side="left")
+    np.testing.assert_array_equal(sweep._below(scores), wanted)
 
 
 def test_sweep_sorts_its_thresholds_and_takes_tensors():

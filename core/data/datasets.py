@@ -279,3 +279,9 @@ class TrainingViews(torch.utils.data.Dataset):
             target = torch.zeros(len(self.data.classes))
             target[[c - 1 for c in self.labels[image_id]]] = 1
         return view, box, target
+
+    @staticmethod
+    def collate(items: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
+        """A batch: images (N, 3, crop, crop), channels_last, boxes (N, 4), targets (N, ...)."""
+        views, boxes, targets = zip(*items, strict=True)
+        return [transforms.stack(views), torch.stack(boxes), torch.stack(targets)]

@@ -45,13 +45,15 @@ def sample(maps: Tensor) -> Tensor:
     return torch.where(samples >= highest.minimum(top), top, samples)
 
 
-def otsu(scores: np.ndarray, bins: int = 256) -> float:
+def otsu(scores: np.ndarray) -> float:
     """The threshold in [0, 1] that parts scores into two groups of least spread (Otsu, 1979).
 
     Scores of any shape in [0, 1]. No label is used: it rests on objects scoring unlike their
     surroundings. Where several thresholds are equally good, the middle one.
     """
-    counts, edges = np.histogram(scores, bins, (0, 1))
+    bins = 256  # a power of two: no score is rounded into another's
+    counts = np.bincount((scores.ravel() * bins).astype(np.intp).clip(0, bins - 1), None, bins)
+    edges = np.linspace(0, 1, bins + 1)
     centres = (edges[:-1] + edges[1:]) / 2
     below = counts.cumsum()
     above = below[-1] - below

@@ -107,7 +107,8 @@ class Trainer:
         """Batches on the device from this step to the last; a bad file is an InputError."""
         plan, on_gpu = self.plan, self.device.type == "cuda"
         order = plan.batches(len(dataset), self.step)
-        read = parallel.read_ahead(dataset, plan.workers, batch_sampler=order, pin_memory=on_gpu)
+        how = {"batch_sampler": order, "collate_fn": dataset.collate, "pin_memory": on_gpu}
+        read = parallel.read_ahead(dataset, plan.workers, **how)
         moved = ([t.to(self.device, non_blocking=True) for t in batch] for batch in read)
         self.bar = distributed.progress(plan.max_step, self.out.name, "step", self.step)
         self.plain.train()

@@ -26,7 +26,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 NEVER = 10**9  # steps between log rows and between checkpoints
 RATE = 1e-4  # the weights hardly move
@@ -63,7 +62,7 @@ class Training:
         torch.manual_seed(0)
         network, views = self.network().train(), training_views(self.bench, self.masks)
         groups = optimizer.parameter_groups(network, self.constants.weight_decay, False)
-        return network, groups, default_collate([views[i] for i in range(self.bench.batch_size)])
+        return network, groups, views.collate([views[i] for i in range(self.bench.batch_size)])
 
     def on_device(self, host: list[Tensor]) -> Callable[[], list[Tensor]]:
         """What copies the tensors to the device, without a wait where the device is a GPU."""
@@ -125,7 +124,7 @@ def loader(bench: Bench) -> Rows:
 
     def ours_normalised() -> None:
         for first in draws[::4]:
-            batch = default_collate([views[draw] for draw in draws[first : first + 4]])
+            batch = views.collate([views[draw] for draw in draws[first : first + 4]])
             normalize(*batch[:2])
 
     def reference() -> None:
