@@ -13,7 +13,7 @@ from core.method.cam import multi_scale, of_classes
 from core.method.puzzle import merge, tile
 from core.method.random_walk import random_walk
 from tools import benchmark
-from tools.benchmarking import references, training
+from tools.benchmarking import references, training, whole
 from tools.benchmarking.data import data_root
 from tools.benchmarking.measure import Bench
 
@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-CHEAP = ["loader", "evaluation", "bytes"]
+CHEAP = ["loader", "evaluation", "bytes", "pyramid", "many-labels", "scaling"]
 COLUMNS = {
     "stage",
     "device",
@@ -50,7 +50,7 @@ def test_quick_run_writes_rows_and_a_chart(tmp_path, capsys):
     options = f"--quick --device cpu --threads 1 --json {out} --chart {chart} --stages"
     benchmark.main([*options.split(), *stages])
     rows = json.loads(out.read_text())["rows"]
-    assert len(rows) == (8 if HAS_PYDENSECRF else 4)
+    assert len(rows) == (14 if HAS_PYDENSECRF else 10)
     for row in rows:
         assert row.keys() >= COLUMNS
         assert row["device"] == "cpu" and row["quick"] and row["bound_by"]
@@ -58,13 +58,19 @@ def test_quick_run_writes_rows_and_a_chart(tmp_path, capsys):
         rate = row["unit"].endswith("/s")
         times = row["ours"] / row["reference"] if rate else row["reference"] / row["ours"]
         assert row["ratio"] == pytest.approx(times)
-    (sweep,) = (row for row in rows if "thresholds" in row["stage"])
+    sweep = next(row for row in rows if "thresholds" in row["stage"])
     assert sweep["largest_difference_miou"] < 1e-9
     assert all(row.get("agreement", 1) > 0.99 for row in rows)
     with Image.open(chart) as picture:
         assert picture.size[1] > 30 * len(rows)
     table = capsys.readouterr().out
     assert all(row["stage"] in table for row in rows)
+
+
+def test_rows_of_whole_stages(bench):
+    rows = list(whole.stages(bench))
+    assert [row["stage"].removesuffix(".py") for row in rows] == list(whole.STAGES)
+    assert all(0 < row["ratio"] <= 100 and row["unit"] == "images/s" for row in rows)
 
 
 def test_a_stage_that_is_not_there_is_refused(capsys):
@@ -75,6 +81,8 @@ def test_a_stage_that_is_not_there_is_refused(capsys):
 
 def test_chart_takes_ratios_below_one_and_equal_rows(tmp_path):
     row = {"stage": "a", "device": "cpu", "ratio": 0.05, "target": None, "machine": "m"}
+    row |= {"ours": 0.0123, "reference": 138_000.0, "unit": "ms/image"}
+    assert [benchmark.human(row[key]) for key in ("ours", "reference")] == ["0.0123", "138,000"]
     benchmark.draw_chart(
         [row, {**row, "ratio": 1.0, "target": 2.0}, {**row, "ratio": 3e4}], tmp_path / "c.png"
     )

@@ -129,9 +129,9 @@ def test_processes_share_the_cores(monkeypatch):
         return parallel.cpu_count(), parser.get_default("workers")
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64))
-    assert shares() == (64, 4)
+    assert shares() == (64, 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert shares() == (8, 4)
+    assert shares() == (8, 8)
     assert parallel.Pool(0).jobs == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
     assert shares() == (1, 1)

@@ -24,11 +24,13 @@ from core.method import crf
 from core.run import distributed, options
 from core.run.main import run_main
 from core.run.parallel import cpu_count
-from tools.benchmarking import inference, training
+from tools.benchmarking import inference, training, whole
 from tools.benchmarking.measure import Bench, Row
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter
 
 STAGES = {
@@ -45,6 +47,11 @@ STAGES = {
     "crf": inference.torch_backend,
     "evaluation": inference.evaluation,
     "bytes": inference.cam_bytes,
+    "pyramid": inference.pyramid_copies,
+    "many-labels": whole.many_labels,
+    "scaling": whole.scaling,
+    "start": whole.start,
+    "stages": whole.stages,
 }
 AGAINST_PYDENSECRF = ("affinity-labels", "crf")
 MET, MISSED, OTHER, GRID = "#348058", "#c96830", "#6886aa", "#e1e1e1"  # colours of the chart
@@ -86,9 +93,14 @@ def print_row(row: Row) -> None:
     print(textwrap.fill(about, 110, initial_indent="    ", subsequent_indent="    "), flush=True)
 
 
+def human(number: float) -> str:
+    """Three digits, without an exponent: 0.0123, 4.56, 138,000."""
+    return f"{float(f'{number:.3g}'):,.10g}"
+
+
 def draw_chart(rows: list[Row], path: Path) -> None:
-    """One bar a row on a logarithmic axis, the target a black mark; bars start at 1."""
-    figure = Figure((12, 1.3 + 0.3 * len(rows)), dpi=100, layout="constrained")
+    """One bar a row on a logarithmic axis, beside it the figures; bars start at 1."""
+    figure = Figure((14, 1.9 + 0.3 * len(rows)), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.set_xscale("log")
     for place, row in enumerate(rows):
@@ -97,10 +109,11 @@ def draw_chart(rows: list[Row], path: Path) -> None:
         axes.barh(place, ratio - 1, left=1, height=0.66, color=colour, zorder=2)
         if target is not None:
             axes.vlines(target, place - 0.42, place + 0.42, "black", linewidth=3, zorder=3)
-        text = f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.0f}x"
         end = max(ratio, target or 1, 1), place
+        ours, reference = human(row["ours"]), human(row["reference"])
+        text = f"{human(ratio)}x   {ours} against {reference} {row['unit']}"
         axes.annotate(text, end, (8, 0), textcoords="offset points", va="center")
-    axes.set_xlim(right=2 * max(max(row["ratio"], row["target"] or 1) for row in rows))
+    axes.set_xlim(right=30 * max(max(row["ratio"], row["target"] or 1) for row in rows))
     axes.set_yticks(range(len(rows)), [f"{row['stage']} ({row['device']})" for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
@@ -110,8 +123,11 @@ def draw_chart(rows: list[Row], path: Path) -> None:
     axes.spines[:].set_visible(False)
     axes.axvline(1, color="grey", linewidth=1)
     machines = " and ".join(sorted({row["machine"] for row in rows}))
-    title = f"How many times better than the usual way\n{machines}; the mark is the target"
-    axes.set_title(title, loc="left")
+    axes.set_title(f"How many times better than the usual way\n{machines}", loc="left")
+    meanings = {"target met": MET, "target missed": MISSED, "no target": OTHER}
+    key = [Patch(color=colour, label=what) for what, colour in meanings.items()]
+    key.append(Line2D([], [], color="black", linewidth=3, label="the target"))
+    figure.legend(handles=key, loc="outside lower left", ncols=4, frameon=False)
     with files.atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 

@@ -120,7 +120,8 @@ def pyramids(
             copies.append(pyramid(images.fit(image, max_side), scales))
         return names, [stack(each) for each in zip(*copies, strict=True)], size, bad
 
-    loaded = read_ahead(groups, workers, batch_size=None, collate_fn=load)
+    how = {"batch_size": None, "collate_fn": load, "pin_memory": device.type == "cuda"}
+    loaded = read_ahead(groups, workers, **how)
     with distributed.progress(sum(map(len, groups)), what) as bar:
         for names, copies, size, bad in loaded:
             if bad and errors is None:

@@ -191,7 +191,7 @@ def add_machine(p: Parser) -> None:
 
     add_device(p)
     words = "processes that read ahead, for each GPU; 0 for none"
-    kind, default = integer(0, 256), min(4, cpu_count())
+    kind, default = integer(0, 256), min(8, cpu_count())
     p.add_argument("--workers", how=True, type=kind, default=default, help=words)
 
 

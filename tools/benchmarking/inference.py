@@ -7,7 +7,7 @@ from itertools import starmap
 
 from core.data import images, scoring
 from core.data.scores import strided_size
-from core.data.transforms import SCALES
+from core.data.transforms import SCALES, pyramid
 from core.method import crf
 from core.method.affinity import paths
 from core.method.cam import of_classes, sum_scales
@@ -65,6 +65,16 @@ def cams(bench: Bench) -> Rows:
     figures = "images/s", partial(bench.arithmetic, flop), note, items
     works, target = (ours, reference), 4.0 if bench.cuda else 2.0
     yield bench.compare("multi-scale CAM inference", *works, *figures, target=target)
+
+
+def pyramid_copies(bench: Bench) -> Rows:
+    """The four copies of a photograph that make_cam.py's network sees, on one core."""
+    data = data_root(bench)
+    photos = [images.as_array(images.read_image(data.image_path(i))) for i in data.ids(SPLIT)]
+    works = partial(map, pyramid, photos), partial(map, references.pyramid, photos)
+    bound, note = "one core: the two sizes above the photograph's", "uint8. Reference: PIL"
+    figures = "ms/image", bound, note, len(photos)
+    yield bench.one_core.compare("pyramid, per core", *works, *figures, target=3.0)
 
 
 def walk(bench: Bench) -> Rows:

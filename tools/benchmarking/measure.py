@@ -76,7 +76,7 @@ class Bench:
         cuDNN tries its algorithms). Peak memory, of GPUs alone, is that of set-up and one call.
 
         Args:
-            unit: "images/s", "ms/image" or "s/step"; a call works on `items` of them.
+            unit: "images/s", "ms/image", "s/step" or "s/run"; a call works on `items` of them.
             bound_by: what limits ours; a function tells it from the seconds that a call takes.
             multiple: how many calls the reference would need for all of its work.
             more: columns; `target` is the ratio aimed at, `target_ours` the figure.
@@ -89,7 +89,7 @@ class Bench:
             if self.repeats or number < 3 or time.monotonic() - began < PATIENCE:
                 times.append([self.seconds(ours), self.seconds(reference)])
         each = np.array(times) * (1, multiple) / items
-        figures = {"images/s": 1 / each, "ms/image": 1000 * each, "s/step": each}[unit]
+        figures = {"images/s": 1 / each, "ms/image": 1000 * each}.get(unit, each)
         if callable(bound_by):
             bound_by = bound_by(np.median(times, 0)[0])
         return self.row(stage, figures, unit, bound_by, note, **more)

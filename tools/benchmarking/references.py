@@ -102,6 +102,13 @@ class PairAffinity:
         return sum(w * (x * mask).sum() / mask.sum().clamp(min=1) for w, x, mask in terms)
 
 
+def pyramid(image: np.ndarray) -> list[np.ndarray]:
+    """PIL's bicubic copies of an RGB image, uint8 (H, W, 3)."""
+    sizes = [[round(side * scale) for side in image.shape[1::-1]] for scale in SCALES]
+    how = Image.Resampling.BICUBIC
+    return [np.array(Image.fromarray(image).resize(size, how)) for size in sizes]
+
+
 def multi_scale_cam(
     network: nn.Module, path: Path, classes: Sequence[int], device: torch.device
 ) -> dict[str, np.ndarray]:
