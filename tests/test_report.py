@@ -214,3 +214,16 @@ def test_confusions_and_figures_without_masks_are_shown(demo, tmp_path):
     for damaged in ([1, 2], [[1, 2, "x", 0]] * 3, {"a": 1}):
         write_json(demo / "cam.json", scored | {"confusion": damaged, "at_auto": 3})
         make(demo, out=tmp_path / "out")
+
+
+def test_the_page_leads_to_the_explorer(demo, tmp_path):
+    """To its pages where they are beside the run, else with the command that makes them."""
+    page, _, _ = make(demo, out=tmp_path / "out")
+    assert f"python tools/explore.py {demo / 'puzzle'} --out" in page.text
+    pages = demo / "puzzle" / "explore"
+    pages.mkdir()
+    (pages / "index.html").touch()
+    page, _, _ = make(demo, out=tmp_path / "out")
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    (link,) = [value for value in links if value.endswith("index.html")]
+    assert (tmp_path / "out" / link).resolve() == pages / "index.html"

@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     shown = {name: galleries(found, args, warnings) for name, found in pictured.items()}
     tables = paper.tables(families)
     content = {"families": families, "tables": tables, "galleries": shown, "warnings": warnings}
+    content["out"] = args.out
     args.out.mkdir(parents=True, exist_ok=True)
     for name in ("index.html", "report.md"):
         files.write_text(args.out / name, page(name, **content))

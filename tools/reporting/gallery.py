@@ -122,7 +122,8 @@ def overview(family: Family, albums: list[Album], args: Namespace, warnings: lis
                 abreast = max(1, WIDTH // len(album.titles))
                 listed = album.data.ids(album.split)
                 ids = [i for i in args.ids if i in listed]
-                ids = ids or spread(listed, -(-args.overview // abreast) * abreast)
+                full = min(-(-args.overview // abreast), len(listed) // abreast) * abreast
+                ids = ids or spread(listed, full or args.overview)
                 with noting(warnings, "overview: "):
                     out = Path(temporary, "segmentations")
                     album.columns += segment(family, album, ids, args.device, out)
@@ -154,9 +155,10 @@ def segment(family: Family, album: Album, ids: list[str], device: str, out: Path
 
 
 def arrange(titles: list[str], strips: list[Strip], abreast: int) -> list[list[Place]]:
-    """Lines of places, `abreast` images in each; titles stand in the first line."""
+    """Lines of places, at most `abreast` images in each, all full; titles are in the first."""
     places = []
     shown = [title for title in titles if any(title in strip for _, strip in strips)]
+    abreast = max(n for n in range(1, abreast + 1) if len(strips) % n == 0)
     for number, (image_id, strip) in enumerate(strips):
         for title in shown:
             cell = strip.get(title)
@@ -167,19 +169,33 @@ def arrange(titles: list[str], strips: list[Strip], abreast: int) -> list[list[P
     return [places[start : start + wide] for start in range(0, len(places), wide or 1)]
 
 
+def shape_of(place: Place) -> float:
+    """Height of a picture by its width, 0 without one."""
+    cell = place[2]
+    return 0.0 if cell is None else cell.picture.shape[0] / cell.picture.shape[1]
+
+
 def draw(lines: list[list[Place]], names: list[str], side: int, path: Path) -> None:
-    """Write lines of pictures, each `side` pixels, and the colours of the classes in them."""
-    width, height = max(map(len, lines)) * side, len(lines) * (side + 22) + 50
+    """Write lines of pictures, all of one width, and what the colours in them mean.
+
+    The pictures of the longest line are `side` pixels wide, those of others fill theirs.
+    """
+    width = max(map(len, lines)) * side
+    heights = [width / len(line) * max(map(shape_of, line)) + 22 for line in lines]
     cells = [cell for line in lines for *_, cell in line if cell is not None]
     labels = [np.unique(cell.label) for cell in cells if cell.label is not None]
-    shown = [c for c in np.unique(np.concatenate([[0], *labels])) if 0 < c <= len(names)]
-    colours = [Patch(color=visual.PALETTE[c] / 255, label=names[c - 1]) for c in shown]
+    found = np.unique(np.concatenate([[0], *labels]))
+    shown = [(visual.PALETTE[c], names[c - 1]) for c in found if 0 < c <= len(names)]
+    shown += [(visual.PALETTE[images.IGNORE], "not scored")] if images.IGNORE in found else []
+    colours = [Patch(facecolor=c / 255, edgecolor="grey", label=name) for c, name in shown]
     with matplotlib.rc_context(fname=STYLE):
-        figure = Figure((width / DPI, height / DPI), DPI, layout="constrained")
+        size = width / DPI, (sum(heights) + 50) / DPI
+        figure = Figure(size, DPI, layout="constrained")
+        parts = figure.subfigures(len(lines), 1, squeeze=False, height_ratios=heights)
         plain = {"xticks": [], "yticks": [], "frame_on": False}
-        grid = figure.subplots(len(lines), width // side, squeeze=False, subplot_kw=plain)
-        for line, axes in zip(lines, grid, strict=True):
-            for (title, caption, cell), each in zip(line, axes, strict=False):
+        for line, part in zip(lines, parts[:, 0], strict=True):
+            axes = part.subplots(1, len(line), squeeze=False, subplot_kw=plain)[0]
+            for (title, caption, cell), each in zip(line, axes, strict=True):
                 each.set_title(textwrap.fill(title, side // 8), fontsize=9)
                 each.set_xlabel(caption, fontsize=8)
                 if cell is not None:

@@ -1,9 +1,12 @@
 """Figures of runs as tables of text: results, stages, IoU per class; metrics.json; remarks."""
 
+import os
 import shlex
 import statistics
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from core import steps
 from core.run.messages import duration
@@ -182,6 +185,20 @@ def commands(pipeline: Pipeline) -> list[str]:
     ran += [scores["run"] for scores in pipeline.scores.values()]
     lines = [shlex.join(["python", *map(str, each["argv"])]) for each in ran if each["argv"]]
     return list(dict.fromkeys(lines))
+
+
+def explorer(pipeline: Pipeline, out: Path) -> tuple[str, str]:
+    """Pages to choose a background score by eye: their address from `out`, else "", and command.
+
+    Both are empty for a run without scores.
+    """
+    if not any(s.holds == "scores" and s.name in pipeline.records for s in steps.STEPS):
+        return "", ""
+    pages = pipeline.path / "explore"
+    there = (pages / "index.html").is_file()
+    address = os.path.relpath(pages / "index.html", out) if there else ""
+    command = ["python", "tools/explore.py", str(pipeline.path), "--out", str(pages)]
+    return quote(address), shlex.join(command)
 
 
 def class_figures(family: Family, figure: str = "iou") -> Cells:
