@@ -89,7 +89,7 @@ def check_memory(args: argparse.Namespace) -> Findings:
         free, total = min(torch.cuda.mem_get_info(i) for i in range(min(count, args.gpus)))
         yield "ok", "GPU", f"{torch.cuda.get_device_name(0)}, {gib(free)} of {gib(total)} free", ""
     else:
-        remedy = "enough for the demo, VOC takes weeks; with a GPU: does nvidia-smi see it?"
+        remedy = "enough for small data, see the time below; with a GPU: does nvidia-smi see it?"
         yield "warn", "GPU", "PyTorch sees none and would train on the CPU", remedy
         kib = dict(re.findall(r"(\w+): +(\d+) kB", Path("/proc/meminfo").read_text()))
         free, total = ((int(kib[k]) << 10) // args.gpus for k in ("MemAvailable", "MemTotal"))
@@ -110,6 +110,20 @@ def check_memory(args: argparse.Namespace) -> Findings:
             fits = (n for n in counts if budget.training_bytes(stage, args, half, n) < free)
             savers["--accumulate"] = f"--accumulate {next(fits, share)}"
         yield level, "memory", found, ", or ".join([*savers.values(), "smaller images"])
+
+
+def check_time(args: argparse.Namespace) -> Findings:
+    from core.run import precision
+    from core.run.messages import duration
+    from tools import timing
+
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rates = timing.measure(device, precision.amp_type(args.amp, device), CORES)
+    times = {stage: timing.seconds(stage, args, rates) for stage in args.stage}
+    each = ", ".join(f"{stage} {duration(taken)}" for stage, taken in times.items())
+    return [("ok", "time", f"about {duration(sum(times.values()))} here (estimate: {each})", "")]
 
 
 def check_weights(args: argparse.Namespace) -> Findings:
@@ -168,7 +182,7 @@ def check_output(args: argparse.Namespace) -> Findings:
 
 def check_workers(args: argparse.Namespace) -> Findings:
     share = CORES // args.gpus
-    workers = min(4, max(1, share)) if args.workers is None else args.workers
+    workers = min(8, max(1, share)) if args.workers is None else args.workers
     found = f"{CORES} cores for {args.gpus} x {workers} loader processes"
     yield "ok" if workers <= share else "warn", "CPU", found, f"--workers {share}"
     from tools import budget  # needs torch
@@ -183,8 +197,8 @@ def check_workers(args: argparse.Namespace) -> Findings:
 def examine(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
     """All findings; a check that fails itself is one more."""
     findings: list[tuple[str, str, str, str]] = []
-    checks = (check_crf, check_memory, check_weights, check_data, check_output, check_workers)
-    for check in (check_versions, *checks):
+    checks = (check_memory, check_time, check_weights, check_data, check_output, check_workers)
+    for check in (check_versions, check_crf, *checks):
         what = check.__name__.removeprefix("check_")
         try:
             findings.extend(check(args))
@@ -210,7 +224,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     p.add_argument("--weights", default="imagenet", help="imagenet, none or a file (imagenet)")
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="auto")
     p.add_argument("--gpus", type=integer(1, 1024), default=1, help="processes on this machine (1)")
-    words = "loader processes per GPU (4, or fewer cores)"
+    words = "loader processes per GPU (8, or fewer cores)"
     p.add_argument("--workers", type=integer(0, 256), help=words)
     own = "(the stage's own)"
     p.add_argument("--batch-size", type=integer(1, 65536), help=f"over all GPUs {own}")

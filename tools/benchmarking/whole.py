@@ -16,6 +16,8 @@ from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from core.method.random_walk import random_walk
 from core.recipe import PREDICTION
 from core.run import checkpoint
+from core.run.parallel import cpu_count
+from tools import budget, doctor, timing
 from tools.benchmarking.data import SPLIT, data_root, photograph
 from tools.benchmarking.inference import BETA, LOG2_STEPS, RADIUS, THRESHOLDS
 from tools.benchmarking.measure import Bench, Rows, Work
@@ -63,6 +65,9 @@ def stages(bench: Bench) -> Rows:
     data, folder = _many_images(bench), bench.folder / "whole"
     data_options = "--data", data.root, "--device", str(bench.device)
     count = len(data.ids("all"))
+    told = "--data", str(data.root), "--split", "all", "--backbone", bench.backbone
+    expected = doctor.get_args_parser().parse_args(told)
+    rates = timing.measure(bench.device, bench.amp, cpu_count())
     for script, (options, bound) in STAGES.items():
         seconds = {}
         for split in ("one", "all"):
@@ -76,6 +81,9 @@ def stages(bench: Bench) -> Rows:
         rest = max(seconds["all"] - seconds["one"], 0.01 * seconds["all"])
         figures = np.array([[count / seconds["all"], (count - 1) / rest]])
         note = f"{count} images, from command to exit. Reference: without the first one"
+        if script in budget.STEPS:
+            guess = count / timing.seconds(script, expected, rates)
+            note += f". The estimate of tools/timing.py: {guess:.3g} images/s"
         bound = f"{seconds['one']:.1f} s for start and first image, then {bound}"
         yield bench.row(f"{script}.py", figures, "images/s", bound, note)
 

@@ -1,0 +1,93 @@
+"""Estimates of the time that the stages take, before hours are spent: images by a machine's rates.
+
+What a network computes is counted on shapes; how fast this machine does it is tried on a small one.
+What else takes time has rates of its own, measured with tools/benchmark.py (`results/`), which also
+says how near the estimates come to whole stages.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from core.data import images
+from core.method.networks import Classifier
+from core.recipe import DATA
+from core.run import precision
+from tools import budget
+from tools.benchmarking.measure import count_flop
+
+import torch
+
+START = 5.0  # seconds until the first image
+LOADED = 700.0  # training views a second and core
+# Microseconds a pixel, on a CPU core and on a GPU (an H100's). Of a dense CRF with its lattice: two
+# maps of ten iterations; one of one; ten with 21 labels.
+CRF = {
+    "make_affinity_labels": (1.4, 0.14),
+    "make_pseudo_labels": (0.75, 0.06),
+    "predict": (2.1, 0.13),
+}
+WALK = (0.3, 0.09)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOP/s of convolutions in training and in inference, each of one GPU or of all cores."""
+
+    training: float
+    inference: float
+    cores: int
+    on_gpu: bool
+
+
+def measure(device: torch.device, amp: str, cores: int) -> Rates:
+    """Try a ResNet-18 on images of 256 x 256, one at a time, 16 on a GPU; about a second."""
+    on_gpu = device.type == "cuda"
+    shape = 16 if on_gpu else 1, 3, 256, 256
+    network = Classifier("resnet18", DATA.classes).to(device, memory_format=torch.channels_last)
+    views = torch.rand(shape, device=device).to(memory_format=torch.channels_last)
+    rates = []
+    for training in (True, False):
+        network.train(training)
+        taken = []
+        for _ in range(5):
+            began = time.perf_counter()
+            with torch.set_grad_enabled(training), precision.autocast(amp, device):
+                total = network(views).float().sum()
+            if training:
+                total.backward()
+            total.item()  # waits for a GPU
+            taken.append(time.perf_counter() - began)
+        with torch.device("meta"):
+            same = Classifier("resnet18", DATA.classes).train(training)
+        rates.append(count_flop(partial(same.train, training), shape) / min(taken))
+    return Rates(*rates, cores, on_gpu)
+
+
+def seconds(stage: str, args: argparse.Namespace, rates: Rates) -> float:
+    """Estimate of a stage's time on `args.gpus` GPUs, or on the CPU, from command to exit."""
+    step, options = budget.STEPS[stage], budget.options_of(stage, args)
+    facts = budget.data_facts(args.data, args.split)
+    device = beside = 0.0  # seconds an image: what computes, what reads ahead beside it
+    if step.holds == "model":
+        network, _ = budget.network_of(stage, args, False)
+        passes = 1 + (stage == "train_classification" and (options.p_cls or options.re))
+        once = count_flop(network.train, (2, 3, options.crop, options.crop)) / 2
+        device = options.epochs * passes * once / rates.training
+        readers = min(rates.cores, max(1, options.workers * args.gpus))
+        beside = options.epochs / (LOADED * readers)
+    elif "--checkpoint" in dict(step.reads):
+        network, _ = budget.network_of(stage, args, False)
+        side = round(facts.pixels**0.5)
+        height, width = images.fit_size((side, side), getattr(options, "max_side", side))
+        scales = getattr(options, "scales", [1.0])
+        shapes = [(2, 3, round(height * scale), round(width * scale)) for scale in scales]
+        if stage == "make_random_walk":
+            padded = max(side, budget.options_of("train_affinity", args).crop)
+            shapes, device = [(2, 3, padded, padded)], WALK[rates.on_gpu] * 1e-6 * facts.pixels
+        device += count_flop(network.eval, *shapes) / rates.inference
+    if stage in CRF:
+        jobs = 1 if rates.on_gpu else min(rates.cores, args.jobs or rates.cores)
+        device += CRF[stage][rates.on_gpu] * 1e-6 * facts.pixels / jobs
+    return START + facts.images * max(device / (args.gpus if rates.on_gpu else 1), beside)
