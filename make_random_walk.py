@@ -8,11 +8,14 @@ About 7 minutes for VOC's train_aug on an H100. Score the result with `evaluate.
 expect 64 mIoU on train with a ResNet-50 (paper).
 """
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from core import recipe
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
+from core.data.transforms import stack
 from core.method.boundary import edge_map
 from core.method.networks import AffinityNet
 from core.method.random_walk import random_walk, rescale
@@ -43,6 +46,7 @@ def get_args_parser() -> options.Parser:
     p.add_constant(stage, "radius", options.integer(2, 64), "of a step, stride-4 pixels")
     p.add_constant(stage, "beta", options.number(0, 1000), "exponent of the affinities")
     p.add_constant(stage, "log2_steps", options.integer(0, 12), "the walk has 2^N steps")
+    options.add_batch_images(p, 4)
     options.add_amp(p)
     options.add_machine(p)
     return p
@@ -51,20 +55,24 @@ def get_args_parser() -> options.Parser:
 @torch.no_grad()
 def walk(
     network: nn.Module,
-    image: Tensor,
-    scores: Scores,
+    images: Tensor,
+    scores: Sequence[Scores],
     pad_to: int,
     radius: int,
     beta: float,
     log2_steps: int,
     autocast: torch.autocast,
-) -> Scores:
-    """The scores of one image, uint8 (3, H, W) on the network's device, after the walk."""
+) -> list[Scores]:
+    """The scores of images, uint8 (B, 3, H, W) on the network's device, after the walk."""
     with autocast:
-        edge = edge_map(network, image, pad_to)
-    cam = torch.from_numpy(scores.cam).to(image.device, non_blocking=True).double()
-    walked = random_walk(cam, edge.double(), radius, beta, log2_steps).float()
-    return Scores(scores.classes, rescale(walked, scores.size).cpu().numpy(), scores.size)
+        edges = edge_map(network, images, pad_to)
+    # (B, K, h, w): an image of fewer classes than others has maps of zeros, which stay so.
+    cams = edges.new_zeros(len(images), max(len(s.cam) for s in scores), *edges.shape[1:])
+    for cam, each in zip(cams, scores, strict=True):
+        cam[: len(each.cam)] = torch.from_numpy(each.cam).to(images.device, non_blocking=True)
+    walked = random_walk(cams.double(), edges.double(), radius, beta, log2_steps).float()
+    maps = [rescale(w[: len(s.cam)], s.size) for w, s in zip(walked, scores, strict=True)]
+    return [Scores(s.classes, m.cpu().numpy(), s.size) for m, s in zip(maps, scores, strict=True)]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -92,14 +100,19 @@ def main(argv: list[str] | None = None) -> None:
         network = network.to(device, memory_format=torch.channels_last)
         options_of_walk = pad_to, args.radius, args.beta, args.log2_steps
         autocast = precision.autocast(amp, device)
-        todo = inference.remaining(ids, args.out, ".npz")
-        tasks = inference.images_and_scores(data, todo, args.scores, args.workers)
-        with distributed.progress(len(todo), "make_random_walk") as bar:
-            for image_id, image, scores in tasks:
-                image = image.to(device, non_blocking=True)
-                walked = walk(network, image, scores, *options_of_walk, autocast)
-                walked.save(args.out / f"{image_id}.npz")
-                bar.update()
+        pictures = {i: data.image_path(i) for i in ids}
+        groups = inference.equal_size_batches(pictures, args.batch_images)
+        todo = inference.remaining(groups, args.out, ".npz")
+        in_order = [image_id for group in todo for image_id in group]
+        read = inference.images_and_scores(data, in_order, args.scores, args.workers)
+        with distributed.progress(len(in_order), "make_random_walk") as bar:
+            for group in todo:
+                _, images, scores = zip(*itertools.islice(read, len(group)), strict=True)
+                batch = stack(images).to(device, non_blocking=True)
+                walked = walk(network, batch, scores, *options_of_walk, autocast)
+                for image_id, each in zip(group, walked, strict=True):
+                    each.save(args.out / f"{image_id}.npz")
+                bar.update(len(group))
         walked_from = before["results"].get("map", "scores")
         run.finish(images=len(ids), map=f"random walk from {walked_from}")
 

@@ -122,7 +122,7 @@ def test_inference_bytes_against_real_tensors(root: Path, stage: str) -> None:
 
     def infer() -> None:
         if stage == "make_random_walk":
-            boundary.edge_map(network, torch.zeros(3, 90, 120, dtype=torch.uint8), 512)
+            boundary.edge_map(network, torch.zeros(2, 3, 90, 120, dtype=torch.uint8), 512)
             return
         picture = np.zeros((60, 80, 3), np.uint8)
         copies = [torch.stack([c, c]) for c in pyramid(picture, args.scales)]

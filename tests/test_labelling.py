@@ -60,6 +60,11 @@ def test_pseudo_labels_are_of_the_class_where_it_beats_the_background(tmp_path):
         assert columns(tmp_path / "a.png") == expected
 
 
+def edges(views: torch.Tensor) -> torch.Tensor:
+    """A stand-in for the boundary network: logits (N, h, w) at stride 4."""
+    return views[:, 0, ::4, ::4] - 3
+
+
 def test_an_image_without_any_class_is_background_in_every_stage(tmp_path):
     image = zones()[0]
     none = Scores(np.zeros(0, np.uint8), np.zeros((0, 12, 18), np.float16), SIZE)
@@ -67,7 +72,7 @@ def test_an_image_without_any_class_is_background_in_every_stage(tmp_path):
     PseudoLabelling(tmp_path, "auto", 1, "torch", CPU)("b", image, none)
     assert columns(tmp_path / "a.png") == columns(tmp_path / "b.png") == [0, 0, 0]
     autocast = precision.autocast("off", CPU)
-    walked = walk(lambda x: x[:, 0, ::4, ::4], tensor(image), none, 64, 5, 10.0, 2, autocast)
+    (walked,) = walk(edges, tensor(image)[None], [none], 64, 5, 10.0, 2, autocast)
     assert walked.cam.shape == (0, 12, 18)
 
 
@@ -78,9 +83,27 @@ def test_the_walk_divides_by_one_maximum_for_all_classes():
     cam[0, 3:6, 3:6], cam[1, 8:10, 12:14] = 1, 0.2
     scores = Scores(np.uint8([2, 7]), cam, SIZE)
     autocast = precision.autocast("off", CPU)
-    walked = walk(lambda x: x[:, 0, ::4, ::4] - 3, tensor(image), scores, 64, 5, 10.0, 3, autocast)
+    (walked,) = walk(edges, tensor(image)[None], [scores], 64, 5, 10.0, 3, autocast)
     top = upsample(torch.from_numpy(walked.cam), SIZE).amax((1, 2))
     assert abs(top[0] - 1) < 1e-6 and top[1] < 0.3, "each class was divided by its own maximum"
+
+
+def test_images_walk_together_as_each_alone():
+    """Of other contents and other numbers of classes, none among them."""
+    rng = np.random.default_rng(0)
+    pictures = torch.from_numpy(rng.integers(0, 256, (4, 3, 48, 70)).astype(np.uint8))
+    scores = [
+        Scores(
+            np.arange(1, n + 1, dtype=np.uint8), rng.random((n, 12, 18)).astype(np.float16), SIZE
+        )
+        for n in (2, 0, 1, 3)
+    ]
+    how = 64, 5, 10.0, 4, precision.autocast("off", CPU)
+    together = walk(edges, pictures, scores, *how)
+    for picture, each, walked in zip(pictures, scores, together, strict=True):
+        (alone,) = walk(edges, picture[None], [each], *how)
+        np.testing.assert_array_equal(walked.classes, each.classes)
+        np.testing.assert_allclose(walked.cam, alone.cam, rtol=1e-6)
 
 
 def test_the_walk_pads_to_the_crop_of_the_boundary_networks_training(inputs, tmp_path):

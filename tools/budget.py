@@ -135,7 +135,7 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
         if stage == "make_random_walk":
             auto = options.pad_to == "auto"
             side = options_of("train_affinity", args).crop if auto else options.pad_to
-            boundary.edge_map(maps, batch(3, *size), side)
+            boundary.edge_map(maps, batch(options.batch_images, 3, *size), side)
             return
         seen = images.fit_size(size, options.max_side)
         sides = [[round(scale * side) for side in seen] for scale in options.scales]
@@ -148,7 +148,7 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
     peak = peak_bytes(infer)
     if stage == "make_random_walk":
         pairs = 2 * len(affinity.paths(options.radius)[0]) + 1
-        peak = max(peak, 40 * pairs * size[0] * size[1] // 16)
+        peak = max(peak, options.batch_images * 40 * pairs * size[0] * size[1] // 16)
     return int(1.1 * (peak + weights)) + GIB
 
 
@@ -197,7 +197,7 @@ def loader_bytes(stage: str, args: argparse.Namespace) -> float:
     options = options_of(stage, args)
     if STEPS[stage].holds == "model":  # views, and masks of one byte
         return 4 * 4 * options.crop**2 * options.batch_size
-    if not hasattr(options, "batch_images"):
+    if not hasattr(options, "scales"):
         return 0.0
     height, width = images.fit_size(data_facts(args.data, args.split).largest, options.max_side)
     copies = 3 * sum(scale**2 for scale in options.scales)

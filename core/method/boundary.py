@@ -41,21 +41,22 @@ def at_edges(labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def edge_map(
-    network: Callable[[Tensor], Tensor], image: Tensor, pad_to: int = RANDOM_WALK.pad_to
+    network: Callable[[Tensor], Tensor], images: Tensor, pad_to: int = RANDOM_WALK.pad_to
 ) -> Tensor:
-    """Boundary probabilities of one image, its logits averaged with its mirror image's.
+    """Boundary probabilities of images, their logits averaged with their mirror images'.
 
-    Network: (2, 3, H', W') normalised images -> edge logits (2, h, w) at stride 4. Image: uint8 RGB
-    (3, H, W) on its device. After the normalisation, right and bottom are padded with 0 up to
-    `pad_to`, where larger to the next multiple of 32: GroupNorm then sees what it saw in training.
-    Returns float32 (ceil(H/4), ceil(W/4)) in [0, 1].
+    Network: (2 B, 3, H', W') normalised images -> edge logits (2 B, h, w) at stride 4. Images:
+    uint8 RGB (3, H, W) or (B, 3, H, W) on its device. After the normalisation, right and bottom are
+    padded with 0 up to `pad_to`, where larger to the next multiple of 32: GroupNorm then sees what
+    it saw in training. Returns float32 (ceil(H/4), ceil(W/4)) or (B, ...) in [0, 1].
     """
-    height, width = strided_size(image.shape[1:])
+    height, width = strided_size(images.shape[-2:])
     bottom, right = (
         pad_to - side if side <= pad_to else -side % RANDOM_WALK.pad_multiple
-        for side in image.shape[1:]
+        for side in images.shape[-2:]
     )
-    views = normalize(image[None])
+    views = normalize(images if images.ndim == 4 else images[None])
     views = pad(torch.cat([views, views.flip(-1)]), (0, right, 0, bottom))
-    straight, mirrored = network(views)[:, :height, :width].float()
-    return torch.sigmoid(straight / 2 + mirrored.flip(-1) / 2)
+    straight, mirrored = network(views)[:, :height, :width].float().chunk(2)
+    edges = torch.sigmoid(straight / 2 + mirrored.flip(-1) / 2)
+    return edges if images.ndim == 4 else edges[0]

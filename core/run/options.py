@@ -252,9 +252,15 @@ def add_inference(p: Parser, stage: Any, batch_images: int) -> None:
     p.add_constant(stage, "scales", scale, "image scales, each with its mirror image")
     words = "the network sees larger images reduced to this longer side; lower it to save memory"
     p.add_argument("--max-side", type=side, default=1024, help=words)
-    words, kind = "images of equal size computed together", integer(1, 1024)
-    p.add_argument("--batch-images", how=True, type=kind, default=batch_images, help=words)
+    add_batch_images(p, batch_images)
     add_amp(p)
+
+
+@grouped("inference")
+def add_batch_images(p: Parser, default: int) -> None:
+    """--batch-images."""
+    words, kind = "images of equal size computed together", integer(1, 1024)
+    p.add_argument("--batch-images", how=True, type=kind, default=default, help=words)
 
 
 @grouped("dense CRF")
