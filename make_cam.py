@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         network = checkpoint.load_model(args.checkpoint, (Classifier,), data.classes)
         network = network.to(device, memory_format=torch.channels_last)
         pictures = {i: data.image_path(i) for i in ids}
-        groups = inference.equal_size_batches(pictures, args.batch_images)
+        groups = inference.equal_size_batches(pictures, args.batch_images, device)
         todo = inference.remaining(groups, args.out, ".npz")
         views = inference.pyramids(
             pictures, todo, args.scales, args.max_side, args.workers, device, "make_cam"

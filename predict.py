@@ -191,7 +191,7 @@ def predict(
                     errors.append(str(error))
                 bar.update()
         return errors
-    groups = inference.equal_size_batches(pictures, args.batch_images, errors)
+    groups = inference.equal_size_batches(pictures, args.batch_images, device, errors)
     todo = inference.remaining(groups, args.out, ".png")
     views = inference.pyramids(
         pictures, todo, args.scales, args.max_side, args.workers, device, "predict", errors

@@ -138,7 +138,9 @@ def test_inference_bytes_against_real_tensors(root: Path, stage: str) -> None:
     assert estimate == pytest.approx(1.1 * (peak + weights) + 2**30, rel=1e-4)
 
 
-def test_options_that_save_memory_in_inference(root: Path) -> None:
+def test_options_that_save_memory_in_inference(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU, that is: on a CPU images of this size are not computed together."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     Image.new("RGB", (4000, 3000)).save(root / "JPEGImages" / "b.jpg")
     given = ["--data", str(root), "--backbone", "resnet18"]
 

@@ -9,7 +9,7 @@ from core.data import images
 from core.errors import InputError
 from core.method import segmentation
 from core.method.networks import Classifier, DeepLabV3Plus
-from core.run import checkpoint
+from core.run import checkpoint, inference
 
 import numpy as np
 import pytest
@@ -51,6 +51,15 @@ def test_pictures_and_a_split_give_the_same_masks(data_root, models, tmp_path, c
         assert (out / name).read_bytes() == (split / name).read_bytes()
         assert (out / "overlays" / f"{picture.stem}.jpg").exists()
     assert (out / "overlays/legend.png").exists() and not (split / "overlays").exists()
+
+
+def test_how_many_images_are_computed_together():
+    """On a GPU what the option says; on a CPU less of large images: they would leave its caches."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for size, on_cpu in (((128, 128), 4), ((128, 256), 2), ((375, 500), 1), ((4000, 3000), 1)):
+        assert inference.together(4, size, cpu) == on_cpu
+        assert inference.together(4, size, gpu) == 4
+    assert inference.together(2, (8, 8), cpu) == 2
 
 
 def test_cams_and_masks_of_a_classifier(data_root, models, tmp_path):

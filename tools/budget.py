@@ -16,6 +16,7 @@ from core.data import datasets, images
 from core.errors import InputError
 from core.method import affinity, boundary, cam, segmentation
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
+from core.run import inference
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -125,6 +126,8 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
     options, size = options_of(stage, args), data_facts(args.data, args.split).largest
     network, weights = network_of(stage, args, half)
     network = network.eval().to(memory_format=torch.channels_last)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    count = inference.together(options.batch_images, size, device)
     batch = functools.partial(torch.zeros, dtype=torch.uint8, device="meta")
 
     def maps(views: torch.Tensor) -> torch.Tensor:
@@ -135,11 +138,11 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
         if stage == "make_random_walk":
             auto = options.pad_to == "auto"
             side = options_of("train_affinity", args).crop if auto else options.pad_to
-            boundary.edge_map(maps, batch(options.batch_images, 3, *size), side)
+            boundary.edge_map(maps, batch(count, 3, *size), side)
             return
         seen = images.fit_size(size, options.max_side)
         sides = [[round(scale * side) for side in seen] for scale in options.scales]
-        copies = [batch(options.batch_images, 3, *each) for each in sides]
+        copies = [batch(count, 3, *each) for each in sides]
         if stage == "make_cam":
             cam.sum_scales(maps, copies, size)
         else:
@@ -148,7 +151,7 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
     peak = peak_bytes(infer)
     if stage == "make_random_walk":
         pairs = 2 * len(affinity.paths(options.radius)[0]) + 1
-        peak = max(peak, options.batch_images * 40 * pairs * size[0] * size[1] // 16)
+        peak = max(peak, count * 40 * pairs * size[0] * size[1] // 16)
     return int(1.1 * (peak + weights)) + GIB
 
 

@@ -19,13 +19,17 @@ from torch import Tensor
 
 T = TypeVar("T", str, list[str])
 R = TypeVar("R")
+CPU_PIXELS = 1 << 16  # of the images of a batch
 Views = Iterator[tuple[list[str], list[Tensor], tuple[int, int]]]  # see `pyramids`
 
 
 def equal_size_batches(
-    pictures: Mapping[str, Path], batch_images: int, errors: list[str] | None = None
+    pictures: Mapping[str, Path],
+    batch_images: int,
+    device: torch.device,
+    errors: list[str] | None = None,
 ) -> list[list[str]]:
-    """Group names whose pictures have the same size, at most `batch_images` a group.
+    """Group names whose pictures have the same size, as many as `together` says.
 
     The grouping does not depend on the number of processes nor on what is done already, so every
     way of running a stage computes each image in the same batch and gives the same bytes. A bad
@@ -39,8 +43,21 @@ def equal_size_batches(
             if errors is None:
                 raise
             errors.append(str(error))
-    groups = by_size.values()
-    return [g[i : i + batch_images] for g in groups for i in range(0, len(g), batch_images)]
+    groups = []
+    for size, names in by_size.items():
+        count = together(batch_images, size, device)
+        groups += [names[i : i + count] for i in range(0, len(names), count)]
+    return groups
+
+
+def together(batch_images: int, size: tuple[int, int], device: torch.device) -> int:
+    """How many images of a size (H, W) are computed in one batch: at most `batch_images`.
+
+    On a CPU as many as leave something in its caches, at least one: of VOC's size a ResNet-50
+    takes 1.24 times as long over four, of 128 x 128 a ResNet-18 0.76 times.
+    """
+    fit = batch_images if device.type == "cuda" else CPU_PIXELS // (size[0] * size[1])
+    return max(1, min(batch_images, fit))
 
 
 def remaining(items: Sequence[T], out: Path, suffix: str) -> list[T]:

@@ -259,7 +259,8 @@ def add_inference(p: Parser, stage: Any, batch_images: int) -> None:
 @grouped("inference")
 def add_batch_images(p: Parser, default: int) -> None:
     """--batch-images."""
-    words, kind = "images of equal size computed together", integer(1, 1024)
+    words = "images of equal size computed together at most; on a CPU large ones are not"
+    kind = integer(1, 1024)
     p.add_argument("--batch-images", how=True, type=kind, default=default, help=words)
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from functools import cache, partial
-from itertools import starmap
+from itertools import chain, starmap
 
 from core.data import images, scoring
 from core.data.scores import strided_size
@@ -34,10 +34,11 @@ def cams(bench: Bench) -> Rows:
     """From JPEG files to CAMs on the host, four scales and mirror images."""
     data, device = data_root(bench), bench.device
     group = data.ids(SPLIT)[:BATCH_IMAGES]
-    groups = [group] * (16 if bench.cuda else 1)  # to hide the start of the loader processes
     workers = 4 if bench.cuda else 0  # the CPU is busy with the network
     labels = data.image_labels(group)
     pictures = {i: data.image_path(i) for i in group}
+    groups = inference.equal_size_batches(pictures, BATCH_IMAGES, device)
+    groups *= 16 if bench.cuda else 1  # to hide the start of the loader processes
     network = Classifier(bench.backbone, 20).eval()
     usual = copy.deepcopy(network)
 
@@ -55,13 +56,13 @@ def cams(bench: Bench) -> Rows:
     @torch.no_grad()
     def reference() -> None:
         usual.to(device)
-        for i in len(groups) * group:
+        for i in chain.from_iterable(groups):
             references.multi_scale_cam(usual, pictures[i], labels[i], device)
 
-    items = len(groups) * len(group)
+    items = sum(map(len, groups))
     shapes = [(2, 3, *(round(side * scale) for side in bench.size)) for scale in SCALES]
     flop = items * count_flop(lambda: Classifier(bench.backbone, 20).eval(), *shapes)
-    note = f"{bench.backbone}, 4 scales x 2, batches of {BATCH_IMAGES} images, from JPEG"
+    note = f"{bench.backbone}, 4 scales x 2, batches of {len(groups[0])}, from JPEG"
     figures = "images/s", partial(bench.arithmetic, flop), note, items
     works, target = (ours, reference), 4.0 if bench.cuda else 2.0
     yield bench.compare("multi-scale CAM inference", *works, *figures, target=target)
