@@ -12,6 +12,7 @@ import train_affinity
 import train_segmentation
 from core.data import health, images
 from core.data.datasets import DataRoot
+from core.data.scores import Scores
 from tools import report
 
 import numpy as np
@@ -90,6 +91,18 @@ def labelled(data_root, tmp_path, capsys):
         return capsys.readouterr()
 
     return run
+
+
+def test_empty_class_maps_are_counted(tmp_path):
+    """Of an image without classes there is nothing to count; a tenth is no reason to warn."""
+    cams = np.zeros((2, 3, 4), np.float16)
+    cams[0, 1, 1] = 0.5
+    Scores(np.uint8([1, 2]), cams, (9, 14)).save(tmp_path / "a.npz")
+    Scores(np.zeros(0, np.uint8), cams[:0], (9, 14)).save(tmp_path / "b.npz")
+    found = health.measure_scores(tmp_path, ["a", "b"], CLASSES)
+    assert found == {"images": 2, "maps": 2, "empty": 1}
+    assert health.warnings(found) == ["1 of 2 class maps are empty"]
+    assert health.warnings(found | {"maps": 10}) == []
 
 
 def test_a_stage_says_what_it_has_made_and_what_is_next(labelled, data_root, tmp_path):

@@ -1,4 +1,4 @@
-"""Whether label maps are worth going on with: figures that need image-level labels, no masks."""
+"""Whether scores and label maps are worth going on with: figures that need no masks."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from core.data import images
+from core.data.scores import Scores
 
 import numpy as np
 
-EMPTY = 0.1  # share of the images with a class whose map has none, from which on it is said
+EMPTY = 0.1  # share of images or class maps that show nothing, from which on it is said
 SHOWN = 0.7  # share of the labelled classes that appear in their image's map, under which ...
 FULL = 0.9  # share of all pixels that one class takes, or that are ignored, from which on ...
 BARE = 0.98  # the same of the background: small objects leave much of it
@@ -52,6 +53,18 @@ def measure(
     return found
 
 
+def measure_scores(folder: Path, names: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
+    """What the score files `folder/<name>.npz` hold, for JSON: `maps` of classes, `empty` ones.
+
+    An empty map is 0 everywhere: the network finds nothing of a class that the labels name.
+    """
+    with ThreadPoolExecutor(4) as pool:
+        files = (folder / f"{name}.npz" for name in names)
+        found = list(pool.map(lambda path: Scores.load(path, len(classes)).cam, files))
+    empty = sum(int((cam.max((1, 2)) <= 0).sum()) for cam in found if len(cam))
+    return {"images": len(names), "maps": sum(map(len, found)), "empty": empty}
+
+
 def _counts(path: Path, n_classes: int) -> np.ndarray:
     """Pixels of a label map: background, each class, ignored."""
     counts = np.bincount(images.read_label(path, n_classes + 1).ravel(), minlength=256)
@@ -59,8 +72,11 @@ def _counts(path: Path, n_classes: int) -> np.ndarray:
 
 
 def warnings(found: dict[str, Any]) -> list[str]:
-    """What of `measure` a user should see before going on, a line each."""
+    """What of either a user should see before going on, a line each."""
     lines, n = [], found["images"]
+    if "maps" in found:
+        some, of = found["empty"], found["maps"]
+        return [f"{some} of {of} class maps are empty"] if some > EMPTY * of else []
     if found["empty"] > EMPTY * n:
         lines.append(f"{found['empty']} of {n} label maps show no class at all")
     shown = found.get("shown", {})

@@ -224,9 +224,12 @@ class Run:
         distributed.barrier()
         if distributed.is_main():
             warnings = list(warnings)
+            names, classes = [Path(name).stem for name in self.makes], self.record["classes"]
             if self.holds == "labels":
-                names = [Path(name).stem for name in self.makes]
-                results["health"] = health.measure(self.out, names, self.record["classes"], labels)
+                results["health"] = health.measure(self.out, names, classes, labels)
+            elif self.holds == "scores":
+                results["health"] = health.measure_scores(self.out, names, classes)
+            if "health" in results:
                 warnings += health.warnings(results["health"])
             if warnings:
                 results["warnings"] = warnings
