@@ -113,7 +113,7 @@ def draw_chart(rows: list[Row], path: Path) -> None:
         ours, reference = human(row["ours"]), human(row["reference"])
         text = f"{human(ratio)}x   {ours} against {reference} {row['unit']}"
         axes.annotate(text, end, (8, 0), textcoords="offset points", va="center")
-    axes.set_xlim(right=30 * max(max(row["ratio"], row["target"] or 1) for row in rows))
+    axes.set_xlim(right=60 * max(max(row["ratio"], row["target"] or 1) for row in rows))
     axes.set_yticks(range(len(rows)), [f"{row['stage']} ({row['device']})" for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
