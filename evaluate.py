@@ -106,8 +106,9 @@ def evaluate_classifier(
     network = checkpoint.load_model(args.classifier, (Classifier,), data.classes)
     network = network.to(device, memory_format=torch.channels_last)
     pictures = {i: data.image_path(i) for i in ids}
-    groups = distributed.share(inference.equal_size_batches(pictures, BATCH, device))
     side = recipe.CLASSIFICATION.sides[1]
+    seen = functools.partial(images.fit_size, side=side)
+    groups = distributed.share(inference.equal_size_batches(pictures, BATCH, device, seen))
     views = inference.pyramids(pictures, groups, [1.0], side, args.workers, device, "evaluate")
     place = {image_id: row for row, image_id in enumerate(ids)}
     logits = torch.zeros(len(ids), len(data.classes), device=device)

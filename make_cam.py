@@ -9,10 +9,12 @@ About 3 minutes for VOC's train_aug on an H100, 0.5 GB on disk. Score them with
 map that the released code scores and makes affinity labels from (README, Differences).
 """
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from core import recipe
+from core.data import images
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
 from core.method.cam import of_classes, sum_scales
@@ -82,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         network = checkpoint.load_model(args.checkpoint, (Classifier,), data.classes)
         network = network.to(device, memory_format=torch.channels_last)
         pictures = {i: data.image_path(i) for i in ids}
-        groups = inference.equal_size_batches(pictures, args.batch_images, device)
+        seen = functools.partial(images.fit_size, side=args.max_side)
+        groups = inference.equal_size_batches(pictures, args.batch_images, device, seen)
         todo = inference.remaining(groups, args.out, ".npz")
         views = inference.pyramids(
             pictures, todo, args.scales, args.max_side, args.workers, device, "make_cam"

@@ -8,6 +8,7 @@ About 7 minutes for VOC's train_aug on an H100. Score the result with `evaluate.
 expect 64 mIoU on train with a ResNet-50 (paper).
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from core import recipe
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
 from core.data.transforms import stack
-from core.method.boundary import edge_map
+from core.method.boundary import edge_map, padded_size
 from core.method.networks import AffinityNet
 from core.method.random_walk import random_walk, rescale
 from core.run import artefacts, checkpoint, distributed, inference, options, precision
@@ -101,7 +102,8 @@ def main(argv: list[str] | None = None) -> None:
         options_of_walk = pad_to, args.radius, args.beta, args.log2_steps
         autocast = precision.autocast(amp, device)
         pictures = {i: data.image_path(i) for i in ids}
-        groups = inference.equal_size_batches(pictures, args.batch_images, device)
+        seen = functools.partial(padded_size, pad_to=pad_to)
+        groups = inference.equal_size_batches(pictures, args.batch_images, device, seen)
         todo = inference.remaining(groups, args.out, ".npz")
         in_order = [image_id for group in todo for image_id in group]
         read = inference.images_and_scores(data, in_order, args.scores, args.workers)

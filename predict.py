@@ -14,6 +14,7 @@ grow with the picture.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -191,7 +192,8 @@ def predict(
                     errors.append(str(error))
                 bar.update()
         return errors
-    groups = inference.equal_size_batches(pictures, args.batch_images, device, errors)
+    seen = functools.partial(images.fit_size, side=args.max_side)
+    groups = inference.equal_size_batches(pictures, args.batch_images, device, seen, errors)
     todo = inference.remaining(groups, args.out, ".png")
     views = inference.pyramids(
         pictures, todo, args.scales, args.max_side, args.workers, device, "predict", errors

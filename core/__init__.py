@@ -22,4 +22,5 @@ if _SCRIPT.parent in (_ROOT, _ROOT / "tools"):
 # For how long a thread of OpenMP spins before it sleeps; read when torch is imported. By default it
 # is milliseconds: on two cores a training beside one busy process is then 30 times slower than
 # alone, with this 3 times. Alone it costs 4%.
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -122,7 +122,7 @@ def test_inference_bytes_against_real_tensors(root: Path, stage: str) -> None:
 
     def infer() -> None:
         if stage == "make_random_walk":
-            boundary.edge_map(network, torch.zeros(2, 3, 90, 120, dtype=torch.uint8), 512)
+            boundary.edge_map(network, torch.zeros(1, 3, 90, 120, dtype=torch.uint8), 512)
             return
         picture = np.zeros((60, 80, 3), np.uint8)
         copies = [torch.stack([c, c]) for c in pyramid(picture, args.scales)]
@@ -299,7 +299,7 @@ def test_broken_torch_is_a_finding(tmp_path: Path) -> None:
 
 
 def test_times_grow_with_the_work_and_shrink_with_gpus(root: Path) -> None:
-    """Twice the epochs or images, twice the time but for the start; of an H100's rates, minutes."""
+    """A GPU's share, a core's, a list's; of an H100's rates, minutes."""
     rates = timing.Rates(1.2e14, 4e13, 16, True)
     whole = {stage: timing.seconds(stage, options(), rates) for stage in budget.STEPS}
     assert 5 * 60 < whole["train_classification"] < 30 * 60  # VOC: 11 minutes were measured
@@ -316,6 +316,30 @@ def test_times_grow_with_the_work_and_shrink_with_gpus(root: Path) -> None:
         timing.seconds("make_affinity_labels", options(), r) - timing.START for r in (slow, fast)
     ]
     assert crf[0] == pytest.approx(4 * crf[1])
+
+
+def test_times_of_large_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks and the prediction's CRF see them at --max-side, in their own shape."""
+    rates = timing.Rates(1e12, 1e12, 2, False)
+    times = {}
+    for size in ((768, 1024), (3000, 4000)):
+        facts = budget.Facts(100, size[0] * size[1], largest=size)
+        monkeypatch.setattr(budget, "data_facts", lambda *_, facts=facts: facts)
+        times[size] = {s: timing.seconds(s, options(), rates) for s in ("make_cam", "predict")}
+    assert times[768, 1024] == pytest.approx(times[3000, 4000])
+    facts = budget.Facts(200, 3000 * 4000, largest=(3000, 4000))
+    twice = timing.seconds("predict", options(), rates) - timing.START
+    monkeypatch.setattr(budget, "data_facts", lambda *_: facts)
+    assert timing.seconds("predict", options(), rates) - timing.START == pytest.approx(2 * twice)
+
+
+def test_a_full_gpu_is_no_fault_of_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(timing, "measure", fail)
+    ((level, what, found, _),) = doctor.check_time(options())
+    assert (level, what) == ("warn", "time") and "memory" in found
 
 
 def test_the_rates_of_this_machine() -> None:

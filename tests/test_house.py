@@ -94,7 +94,7 @@ DEFAULTS = {
 
 
 def test_what_takes_a_second_to_import_waits():
-    """torchvision brings torch._dynamo along; --help, refusals and most stages need neither."""
+    """torchvision brings torch._dynamo along; only what builds a network needs it."""
     names = ", ".join(STAGES)
     heavy = "torchvision", "timm", "torch._dynamo", "scipy", "matplotlib", "jinja2"
     code = f"import sys, {names}; print([m for m in {heavy} if m in sys.modules])"

@@ -54,12 +54,35 @@ def test_pictures_and_a_split_give_the_same_masks(data_root, models, tmp_path, c
 
 
 def test_how_many_images_are_computed_together():
-    """On a GPU what the option says; on a CPU less of large images: they would leave its caches."""
+    """As the option says, and fewer where a batch would leave a CPU's caches or a GPU's memory."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    for size, on_cpu in (((128, 128), 4), ((128, 256), 2), ((375, 500), 1), ((4000, 3000), 1)):
+    for size, on_cpu, on_gpu in (
+        ((128, 128), 4, 4),
+        ((128, 256), 2, 4),
+        ((375, 500), 1, 4),
+        ((1024, 1024), 1, 4),
+        ((3000, 4000), 1, 1),
+    ):
         assert inference.together(4, size, cpu) == on_cpu
-        assert inference.together(4, size, gpu) == 4
+        assert inference.together(4, size, gpu) == on_gpu
     assert inference.together(2, (8, 8), cpu) == 2
+
+
+def test_files_of_one_size_are_one_batch_whatever_their_form(tmp_path):
+    """A JPEG is decoded at a half, one with bytes behind its end and a PNG are not."""
+    noise = np.random.default_rng(0).integers(0, 256, (70, 98, 3)).astype(np.uint8)
+    pictures = {name: tmp_path / name for name in ("a.jpg", "b.jpg", "c.png")}
+    for path in pictures.values():
+        Image.fromarray(noise).save(path)
+    with open(pictures["b.jpg"], "ab") as file:
+        file.write(b"more")
+    gpu = torch.device("cuda")
+    groups = inference.equal_size_batches(pictures, 4, gpu, lambda size: size)
+    assert groups == [list(pictures)]
+    cpu = torch.device("cpu")
+    ((names, copies, size),) = inference.pyramids(pictures, groups, [1.0, 0.5], 49, 0, cpu, "a")
+    assert (names, size) == (list(pictures), (70, 98))
+    assert [tuple(c.shape) for c in copies] == [(3, 3, 35, 49), (3, 3, 18, 24)]
 
 
 def test_cams_and_masks_of_a_classifier(data_root, models, tmp_path):

@@ -97,6 +97,7 @@ def test_transition_is_a_valid_matrix():
     "change",
     [
         lambda cam, edge: (cam, edge * 1.5),
+        lambda cam, edge: (cam[:0], edge * 1.5),
         lambda cam, edge: (cam, edge - 0.5),
         lambda cam, edge: (cam, edge * np.nan),
         lambda cam, edge: (cam / 0, edge),

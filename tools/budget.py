@@ -126,8 +126,7 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
     options, size = options_of(stage, args), data_facts(args.data, args.split).largest
     network, weights = network_of(stage, args, half)
     network = network.eval().to(memory_format=torch.channels_last)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    count = inference.together(options.batch_images, size, device)
+    count = inference.together(options.batch_images, seen_size(stage, args), device())
     batch = functools.partial(torch.zeros, dtype=torch.uint8, device="meta")
 
     def maps(views: torch.Tensor) -> torch.Tensor:
@@ -136,8 +135,7 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
     @torch.inference_mode()
     def infer() -> None:
         if stage == "make_random_walk":
-            auto = options.pad_to == "auto"
-            side = options_of("train_affinity", args).crop if auto else options.pad_to
+            side = min(seen_size(stage, args))  # which pads to this size
             boundary.edge_map(maps, batch(count, 3, *size), side)
             return
         seen = images.fit_size(size, options.max_side)
@@ -153,6 +151,23 @@ def inference_bytes(stage: str, args: argparse.Namespace, half: bool) -> int:
         pairs = 2 * len(affinity.paths(options.radius)[0]) + 1
         peak = max(peak, count * 40 * pairs * size[0] * size[1] // 16)
     return int(1.1 * (peak + weights)) + GIB
+
+
+def device() -> torch.device:
+    """Where the stages would compute."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seen_size(
+    stage: str, args: argparse.Namespace, size: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """(H, W) at which the network of an inference stage sees an image, by default the largest."""
+    options, size = options_of(stage, args), size or data_facts(args.data, args.split).largest
+    if stage != "make_random_walk":
+        return images.fit_size(size, options.max_side)
+    auto = options.pad_to == "auto"
+    side = options_of("train_affinity", args).crop if auto else options.pad_to
+    return boundary.padded_size(size, side)
 
 
 def peak_bytes(function: Callable[[], Any]) -> int:
@@ -196,15 +211,17 @@ def crf_bytes(stage: str, args: argparse.Namespace, jobs: int) -> int:
 
 
 def loader_bytes(stage: str, args: argparse.Namespace) -> float:
-    """What the loader processes hold ready for each of them, of all GPUs: 4 batches."""
+    """What the loader processes hold ready for each of them, of all GPUs: 4 batches or images."""
     options = options_of(stage, args)
     if STEPS[stage].holds == "model":  # views, and masks of one byte
         return 4 * 4 * options.crop**2 * options.batch_size
     if not hasattr(options, "scales"):
-        return 0.0
-    height, width = images.fit_size(data_facts(args.data, args.split).largest, options.max_side)
+        height, width = data_facts(args.data, args.split).largest
+        return 4 * 3 * height * width * args.gpus
+    height, width = seen_size(stage, args)
     copies = 3 * sum(scale**2 for scale in options.scales)
-    return 4 * copies * height * width * options.batch_images * args.gpus
+    count = inference.together(options.batch_images, (height, width), device())
+    return 4 * copies * height * width * count * args.gpus
 
 
 def disk_bytes(stage: str, args: argparse.Namespace) -> float:

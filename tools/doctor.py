@@ -23,13 +23,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 # What needs torch is imported in the checks: torch may be broken.
 from core import files, steps
-from core.errors import InputError
+from core.errors import InputError, out_of_memory
 from core.run import lock
 from core.run.main import SAVERS, run_main
 from core.run.options import OneLineParser, integer, scale, side
 
 CORES = len(os.sched_getaffinity(0))
-PACKAGES = dict.fromkeys(("numpy", "PIL", "tqdm"), "pip install -r requirements.txt") | {
+PACKAGES = dict.fromkeys(("numpy", "PIL", "cv2", "tqdm"), "pip install -r requirements.txt") | {
     "torch": "pip install -U torch torchvision; 2.4 or later is needed",
     "torchvision": "pip install -U torch torchvision, both from the same index",
 }
@@ -120,7 +120,12 @@ def check_time(args: argparse.Namespace) -> Findings:
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rates = timing.measure(device, precision.amp_type(args.amp, device), CORES)
+    try:
+        rates = timing.measure(device, precision.amp_type(args.amp, device), CORES)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return [("warn", "time", "not estimated: too little memory is free", "try when it is")]
     times = {stage: timing.seconds(stage, args, rates) for stage in args.stage}
     each = ", ".join(f"{stage} {duration(taken)}" for stage, taken in times.items())
     return [("ok", "time", f"about {duration(sum(times.values()))} here (estimate: {each})", "")]

@@ -1,16 +1,16 @@
 """Estimates of the time that the stages take, before hours are spent: images by a machine's rates.
 
-What a network computes is counted on shapes; how fast this machine does it is tried on a small one.
+What a network computes is counted on shapes; how fast this machine does it is tried on a ResNet-50.
 What else takes time has rates of its own, measured with tools/benchmark.py (`results/`), which also
 says how near the estimates come to whole stages.
 """
 
 import argparse
+import math
 import time
 from dataclasses import dataclass
 from functools import partial
 
-from core.data import images
 from core.method.networks import Classifier
 from core.recipe import DATA
 from core.run import precision
@@ -66,11 +66,19 @@ def measure(device: torch.device, amp: str, cores: int) -> Rates:
     return Rates(*rates, cores, on_gpu)
 
 
+def middle(facts: budget.Facts) -> tuple[int, int]:
+    """(H, W) of an image of the usual number of pixels, in the shape of the largest."""
+    scale = math.sqrt(facts.pixels / math.prod(facts.largest))
+    height, width = (max(1, round(scale * side)) for side in facts.largest)
+    return height, width
+
+
 def seconds(stage: str, args: argparse.Namespace, rates: Rates) -> float:
     """Estimate of a stage's time on `args.gpus` GPUs, or on the CPU, from command to exit."""
     step, options = budget.STEPS[stage], budget.options_of(stage, args)
     facts = budget.data_facts(args.data, args.split)
     device = beside = 0.0  # seconds an image: what computes, what reads ahead beside it
+    usual = middle(facts)
     if step.holds == "model":
         network, _ = budget.network_of(stage, args, False)
         passes = 1 + (stage == "train_classification" and (options.p_cls or options.re))
@@ -80,15 +88,14 @@ def seconds(stage: str, args: argparse.Namespace, rates: Rates) -> float:
         beside = options.epochs / (LOADED * readers)
     elif "--checkpoint" in dict(step.reads):
         network, _ = budget.network_of(stage, args, False)
-        side = round(facts.pixels**0.5)
-        height, width = images.fit_size((side, side), getattr(options, "max_side", side))
+        height, width = usual = budget.seen_size(stage, args, usual)
         scales = getattr(options, "scales", [1.0])
         shapes = [(2, 3, round(height * scale), round(width * scale)) for scale in scales]
+        device = count_flop(network.eval, *shapes) / rates.inference
         if stage == "make_random_walk":
-            padded = max(side, budget.options_of("train_affinity", args).crop)
-            shapes, device = [(2, 3, padded, padded)], WALK[rates.on_gpu] * 1e-6 * facts.pixels
-        device += count_flop(network.eval, *shapes) / rates.inference
+            device += WALK[rates.on_gpu] * 1e-6 * facts.pixels
     if stage in CRF:
         jobs = 1 if rates.on_gpu else min(rates.cores, args.jobs or rates.cores)
-        device += CRF[stage][rates.on_gpu] * 1e-6 * facts.pixels / jobs
+        pixels = math.prod(usual) if stage == "predict" else facts.pixels
+        device += CRF[stage][rates.on_gpu] * 1e-6 * pixels / jobs
     return START + facts.images * max(device / (args.gpus if rates.on_gpu else 1), beside)

@@ -270,11 +270,12 @@ class TrainingViews(torch.utils.data.Dataset):
         epoch, position = divmod(draw, len(self.ids))
         image_id = self.ids[position]
         rng = np.random.default_rng((self.seed, epoch, position))
-        side, path, mask = self.view.draw_side(rng), self.data.image_path(image_id), None
+        side, mask = self.view.draw_side(rng), None
+        image, size = images.read_reduced(self.data.image_path(image_id), side)
         if self.label_folder is not None:
-            label, size = self.label_folder / f"{image_id}.png", images.image_size(path)
-            mask = torch.from_numpy(images.read_label(label, self.data.n_labels, size))
-        view, target, box = self.view(images.read_image(path, side), mask, rng, side)
+            path = self.label_folder / f"{image_id}.png"
+            mask = torch.from_numpy(images.read_label(path, self.data.n_labels, size))
+        view, target, box = self.view(image, mask, rng, side)
         if target is None:
             target = torch.zeros(len(self.data.classes))
             target[[c - 1 for c in self.labels[image_id]]] = 1

@@ -60,9 +60,15 @@ def measure_scores(folder: Path, names: Sequence[str], classes: Sequence[str]) -
     """
     with ThreadPoolExecutor(4) as pool:
         files = (folder / f"{name}.npz" for name in names)
-        found = list(pool.map(lambda path: Scores.load(path, len(classes)).cam, files))
-    empty = sum(int((cam.max((1, 2)) <= 0).sum()) for cam in found if len(cam))
-    return {"images": len(names), "maps": sum(map(len, found)), "empty": empty}
+        found = np.array(list(pool.map(lambda path: _empty_maps(path, len(classes)), files)))
+    maps, empty = found.reshape(-1, 2).sum(0).tolist()
+    return {"images": len(names), "maps": maps, "empty": empty}
+
+
+def _empty_maps(path: Path, n_classes: int) -> tuple[int, int]:
+    """How many maps a score file holds, and how many of them are 0 everywhere."""
+    cam = Scores.load(path, n_classes).cam
+    return len(cam), int((cam.max((1, 2)) <= 0).sum())
 
 
 def _counts(path: Path, n_classes: int) -> np.ndarray:

@@ -95,15 +95,23 @@ def image_size(path: Path) -> tuple[int, int]:
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def read_image(path: Path, side: int = MAX_PIXELS) -> Tensor:
+def read_image(path: Path) -> Tensor:
     """Read a photograph as uint8 RGB (3, H, W).
 
     Grey, CMYK, palette and 16-bit images are converted, and turned upright as EXIF says (no image
-    of VOC is); of several pages or frames the first is taken. `side`: what the longer side will be
-    reduced to. A JPEG of at least twice that is decoded at a half, a quarter or an eighth of its
-    size, never below `side`, in a fraction of the time (`_decode_jpeg`). Raises InputError as
-    `open_checked` does, and for a truncated file or one of 32 bits a pixel.
+    of VOC is); of several pages or frames the first is taken. Raises InputError as `open_checked`
+    does, and for a truncated file or one of 32 bits a pixel.
     """
+    return read_reduced(path, MAX_PIXELS)[0]
+
+
+def read_reduced(path: Path, side: int) -> tuple[Tensor, tuple[int, int]]:
+    """`read_image` of what will be reduced to a longer side of `side`, and the image's (H, W).
+
+    An ordinary JPEG of at least twice that is decoded at the half, quarter or eighth of its size
+    that is at least `side` and divides both its sides, in a fraction of the time (`_decode_jpeg`).
+    """
+    parts = 1
     with open_checked(path) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's of damage
         try:
@@ -113,13 +121,15 @@ def read_image(path: Path, side: int = MAX_PIXELS) -> Tensor:
             if pages > 1:
                 _note("pages", f"{path}: of {pages} pages or frames the first is read")
             decoded = None
-            if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                parts = max(image.size) // max(side, 1)
-                decoded = _decode_jpeg(path, next(n for n in REDUCED if n <= max(parts, 1)))
+            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+                # A part that does not divide a side would shift the image against its label map.
+                fits = (n for n in REDUCED if n * side <= max(image.size))
+                parts = next((n for n in fits if not any(s % n for s in image.size)), 1)
+                decoded = _decode_jpeg(path, parts)
             elif image.mode.startswith("I"):  # 16-bit grey, which PIL would clip
                 decoded = np.repeat(_eight_bits(np.asarray(image), path)[..., None], 3, 2)
             if decoded is None:
-                decoded = np.array(image.convert("RGB"))
+                parts, decoded = 1, np.array(image.convert("RGB"))
             pixels = torch.from_numpy(decoded).permute(2, 0, 1)
             # Not before: PIL reads a whole PNG to tell, and would give what it has of a damaged
             # one; of a TIFF it turns the pixels itself, and forgets that it was so.
@@ -132,11 +142,12 @@ def read_image(path: Path, side: int = MAX_PIXELS) -> Tensor:
         pixels = pixels.transpose(1, 2)
     if turn in MIRRORED:
         pixels = pixels.flip(2)
-    return torch.rot90(pixels, TURNS[turn], (1, 2)) if turn != 1 else pixels
+    pixels = torch.rot90(pixels, TURNS[turn], (1, 2)) if turn != 1 else pixels
+    return pixels, (parts * pixels.shape[1], parts * pixels.shape[2])
 
 
 def _decode_jpeg(path: Path, parts: int) -> np.ndarray | None:
-    """RGB (ceil(H / parts), ceil(W / parts), 3); None where PIL has to tell what is wrong.
+    """RGB (H / parts, W / parts, 3); None where PIL has to tell what is wrong.
 
     OpenCV's decoder gives PIL's pixels in 0.7 of the time, and takes 0.2 of it at a quarter of the
     size. It also gives what it has of a file that is cut short, so that the end is looked at.

@@ -90,7 +90,7 @@ class ResNet(Backbone):
         if name in TIMM:
             net = import_timm().create_model(TIMM[name], pretrained=False)
         else:
-            import torchvision  # a second, and most stages and all refusals come without it
+            import torchvision  # a second, which --help, refusals and half of the stages save
 
             net = torchvision.models.get_model(name, weights=None)
         self.relu = net.act1 if name in TIMM else net.relu

@@ -1,6 +1,6 @@
 """The labels a boundary network learns from, and the boundaries it finds (IRN, Ahn et al. 2019)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from core.data.images import IGNORE
 from core.data.scores import STRIDE, strided_size
@@ -39,6 +39,13 @@ def at_edges(labels: Tensor) -> Tensor:
     return labels[..., STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE]
 
 
+def padded_size(size: Sequence[int], pad_to: int = RANDOM_WALK.pad_to) -> tuple[int, int]:
+    """(H, W) at which the boundary network sees an image of a size (H, W)."""
+    multiple = RANDOM_WALK.pad_multiple
+    height, width = (pad_to if side <= pad_to else side + -side % multiple for side in size)
+    return height, width
+
+
 @torch.no_grad()
 def edge_map(
     network: Callable[[Tensor], Tensor], images: Tensor, pad_to: int = RANDOM_WALK.pad_to
@@ -51,10 +58,8 @@ def edge_map(
     it saw in training. Returns float32 (ceil(H/4), ceil(W/4)) or (B, ...) in [0, 1].
     """
     height, width = strided_size(images.shape[-2:])
-    bottom, right = (
-        pad_to - side if side <= pad_to else -side % RANDOM_WALK.pad_multiple
-        for side in images.shape[-2:]
-    )
+    padded = padded_size(images.shape[-2:], pad_to)
+    bottom, right = (p - side for p, side in zip(padded, images.shape[-2:], strict=True))
     views = normalize(images if images.ndim == 4 else images[None])
     views = pad(torch.cat([views, views.flip(-1)]), (0, right, 0, bottom))
     straight, mirrored = network(views)[:, :height, :width].float().chunk(2)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from core.data import transforms
 from core.data.scores import sample, strided_size, upsample
-from core.data.transforms import SCALES
+from core.data.transforms import SCALES, pyramid
 from core.recipe import CAM
 
 import numpy as np
@@ -68,7 +68,7 @@ def multi_scale(
 ) -> Tensor:
     """`sum_scales` of one RGB image, PIL's or uint8 (H, W, 3): (C, ceil(H/4), ceil(W/4)).
 
-    The copies are the released code's, PIL's; a stage takes `transforms.pyramid`, 9 times as fast.
+    The copies are PIL's, as in the released code; the stages take `transforms.pyramid`.
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     copies = []
@@ -109,7 +109,8 @@ def seen(
     logits = class_logits(network, torch.from_numpy(image).permute(2, 0, 1)[None].to(device))[0]
     classes = (torch.nonzero(logits.sigmoid() >= threshold).flatten() + 1).tolist()
     classes = classes or [int(logits.argmax()) + 1]
-    sums = multi_scale(network, image, scales, device)
+    copies = [copy[None].to(device) for copy in pyramid(image, scales)]
+    sums = sum_scales(network, copies, image.shape[:2])[0]
     return classes, upsample(of_classes(sums, classes), image.shape[:2])
 
 

@@ -46,13 +46,13 @@ def random_walk(
         raise ValueError(f"the random walk needs cam (K, h, w) and edge (h, w), not {shapes}")
     if beta <= 0 or log2_steps < 0:
         raise ValueError(f"need beta > 0 and log2_steps >= 0, not {beta} and {log2_steps}")
-    if not cam.numel():
-        return cam
     cams, edges = (cam[None], edge[None]) if one else (cam, edge)
     is_sound = cams.isfinite().flatten(1).all(1)
     is_sound &= ((edges >= 0) & (edges <= 1)).flatten(1).all(1)
     if is_sound.is_cpu and not is_sound.all():
         raise ValueError("the random walk needs finite scores and edges in [0, 1]")
+    if not cam.numel():
+        return cam
 
     with torch.no_grad():
         step, by_map = transition(edges, radius, beta), cams.transpose(0, 1)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 T = TypeVar("T", str, list[str])
 R = TypeVar("R")
-CPU_PIXELS = 1 << 16  # of the images of a batch
+Size = tuple[int, int]  # (H, W)
+PIXELS = {"cuda": 1 << 22, "cpu": 1 << 16}  # of the images of a batch
 Views = Iterator[tuple[list[str], list[Tensor], tuple[int, int]]]  # see `pyramids`
 
 
@@ -27,10 +28,12 @@ def equal_size_batches(
     pictures: Mapping[str, Path],
     batch_images: int,
     device: torch.device,
+    seen: Callable[[Size], Size],
     errors: list[str] | None = None,
 ) -> list[list[str]]:
     """Group names whose pictures have the same size, as many as `together` says.
 
+    `seen`: the size at which the network sees a picture of a size, both (H, W).
     The grouping does not depend on the number of processes nor on what is done already, so every
     way of running a stage computes each image in the same batch and gives the same bytes. A bad
     picture is an InputError; with `errors` it is left out and noted there.
@@ -45,19 +48,19 @@ def equal_size_batches(
             errors.append(str(error))
     groups = []
     for size, names in by_size.items():
-        count = together(batch_images, size, device)
+        count = together(batch_images, seen(size), device)
         groups += [names[i : i + count] for i in range(0, len(names), count)]
     return groups
 
 
-def together(batch_images: int, size: tuple[int, int], device: torch.device) -> int:
-    """How many images of a size (H, W) are computed in one batch: at most `batch_images`.
+def together(batch_images: int, seen: Size, device: torch.device) -> int:
+    """How many images that a network sees at a size (H, W) are one batch: at most `batch_images`.
 
-    On a CPU as many as leave something in its caches, at least one: of VOC's size a ResNet-50
-    takes 1.24 times as long over four, of 128 x 128 a ResNet-18 0.76 times.
+    On a GPU as many as have the pixels of four 1024 x 1024; on a CPU as many as leave something in
+    its caches, at least one: of VOC's size a ResNet-50 takes 1.24 times as long over four, of
+    128 x 128 a ResNet-18 0.76 times.
     """
-    fit = batch_images if device.type == "cuda" else CPU_PIXELS // (size[0] * size[1])
-    return max(1, min(batch_images, fit))
+    return max(1, min(batch_images, PIXELS[device.type] // (seen[0] * seen[1])))
 
 
 def remaining(items: Sequence[T], out: Path, suffix: str) -> list[T]:
@@ -128,13 +131,12 @@ def pyramids(
         names, copies, bad, size = [], [], [], (0, 0)
         for name in group:
             try:
-                size = images.image_size(pictures[name])
-                image = images.as_array(images.read_image(pictures[name], max_side))
+                pixels, size = images.read_reduced(pictures[name], max_side)
             except InputError as error:
                 bad.append(str(error))
                 continue
             names.append(name)
-            copies.append(pyramid(images.fit(image, max_side), scales))
+            copies.append(pyramid(images.fit(images.as_array(pixels), max_side), scales))
         return names, [stack(each) for each in zip(*copies, strict=True)], size, bad
 
     how = {"batch_size": None, "collate_fn": load, "pin_memory": device.type == "cuda"}

@@ -37,7 +37,7 @@ def cams(bench: Bench) -> Rows:
     workers = 4 if bench.cuda else 0  # the CPU is busy with the network
     labels = data.image_labels(group)
     pictures = {i: data.image_path(i) for i in group}
-    groups = inference.equal_size_batches(pictures, BATCH_IMAGES, device)
+    groups = inference.equal_size_batches(pictures, BATCH_IMAGES, device, lambda size: size)
     groups *= 16 if bench.cuda else 1  # to hide the start of the loader processes
     network = Classifier(bench.backbone, 20).eval()
     usual = copy.deepcopy(network)
