@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole pipeline, small, on data it makes itself: no download but the Python packages.
-# Machine: 2 CPU cores (7 minutes where they multiply bf16, else 20, after the installation) or any GPU.
+# Machine: 2 CPU cores (6 minutes where they multiply bf16, else 20, after the installation) or any GPU.
 # Prints one table and writes runs/demo/overview.png and runs/demo/metrics.json.
 # Started again it finishes at once; stages whose options changed are done again.
 set -euo pipefail

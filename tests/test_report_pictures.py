@@ -41,7 +41,7 @@ def test_the_overview_shows_every_step(demo, tmp_path):
     make(demo, out=tmp_path / "out", more="--images 0 --per-class 0 --side 64 --overview 3")
     picture = Image.open(tmp_path / "out" / "overview.png")
     # image, truth, two CAMs, walk, CRF; three lines, and one of two val images side by side
-    assert picture.size == (6 * 64, 4 * (48 + 22) + 50)
+    assert picture.size == (6 * 64, 4 * 48 + 6 * 22 + 50)
     (family,) = collect([demo], [])
     args = report.get_args_parser().parse_args([str(demo), "--out", str(tmp_path / "out")])
     titles = [album.titles for album in albums(family, args, [])]

@@ -23,6 +23,7 @@ from PIL import Image
 
 SECTIONS = ("best", "median", "worst")
 WIDTH, DPI = 6, 100  # columns that short rows fill together; pixels an inch
+LETTERS = 22  # pixels of a line of text over or under pictures
 Place = tuple[str, str, Cell | None]  # title, caption, picture
 Ious = dict[str, dict[int, float]]  # image -> its mIoU as 0, and the IoU of each class in it
 Tags = dict[str, list[tuple[str, str, float]]]  # image -> ("best", "", 93.0), ("worst", "dog", 12)
@@ -181,7 +182,10 @@ def draw(lines: list[list[Place]], names: list[str], side: int, path: Path) -> N
     The pictures of the longest line are `side` pixels wide, those of others fill theirs.
     """
     width = max(map(len, lines)) * side
-    heights = [width / len(line) * max(map(shape_of, line)) + 22 for line in lines]
+    heights = [
+        width / len(line) * max(map(shape_of, line)) + LETTERS * (2 if line[0][0] else 1)
+        for line in lines
+    ]
     cells = [cell for line in lines for *_, cell in line if cell is not None]
     labels = [np.unique(cell.label) for cell in cells if cell.label is not None]
     found = np.unique(np.concatenate([[0], *labels]))
