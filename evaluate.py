@@ -25,19 +25,15 @@ import predict
 from core import files, recipe
 from core.data import images, scoring
 from core.data.datasets import DataRoot
-from core.data.metrics import average_precision
 from core.errors import InputError
-from core.method.cam import class_logits
 from core.method.networks import Classifier
-from core.run import artefacts, checkpoint, distributed, inference, options, precision, record
+from core.run import artefacts, checkpoint, distributed, inference, options, record
 from core.run.environment import environment
 from core.run.main import run_main
 from core.run.parallel import Pool
 
-import numpy as np
 import torch
 
-BATCH = 8  # images of equal size that a classifier sees at once
 CHUNK = 16  # images a scoring task holds: enough to hide the cost of starting one
 
 
@@ -95,38 +91,6 @@ def evaluate(
         lambda counts: distributed.total(torch.from_numpy(counts).to(device)).cpu().numpy()
     )
     return total.figures(data) | {"images": len(ids)}
-
-
-@torch.inference_mode()
-def evaluate_classifier(
-    args: argparse.Namespace, data: DataRoot, ids: list[str], device: torch.device
-) -> dict[str, Any]:
-    """Average precision of each class over the images, from their labels alone."""
-    labels = data.image_labels(ids)
-    network = checkpoint.load_model(args.classifier, (Classifier,), data.classes)
-    network = network.to(device, memory_format=torch.channels_last)
-    pictures = {i: data.image_path(i) for i in ids}
-    side = recipe.CLASSIFICATION.sides[1]
-    seen = functools.partial(images.fit_size, side=side)
-    groups = distributed.share(inference.equal_size_batches(pictures, BATCH, device, seen))
-    views = inference.pyramids(pictures, groups, [1.0], side, args.workers, device, "evaluate")
-    place = {image_id: row for row, image_id in enumerate(ids)}
-    logits = torch.zeros(len(ids), len(data.classes), device=device)
-    autocast = precision.autocast(precision.amp_type("auto", device), device)
-    for group, copies, _ in views:
-        with autocast:
-            logits[[place[i] for i in group]] = class_logits(network, copies[0])
-    scores = distributed.total(logits).cpu().numpy()
-    positive = np.zeros(scores.shape, bool)
-    for row, image_id in zip(positive, ids, strict=True):
-        row[np.array(labels[image_id], int) - 1] = True
-    each = [average_precision(*pair) for pair in zip(scores.T, positive.T, strict=True)]
-    known = [None if np.isnan(ap) else round(ap, 4) for ap in each]
-    return {
-        "mean_average_precision": round(float(np.nanmean(each)), 4),
-        "average_precision": dict(zip(data.classes, known, strict=True)),
-        "images": len(ids),
-    }
 
 
 def print_table(figures: dict[str, Any]) -> None:
@@ -247,7 +211,11 @@ def main(argv: list[str] | None = None) -> None:
             print_table(known)
             return
         if args.classifier is not None:
-            figures = evaluate_classifier(args, data, ids, device)
+            network = checkpoint.load_model(args.classifier, (Classifier,), data.classes)
+            network = network.to(device, memory_format=torch.channels_last)
+            figures = inference.average_precision(
+                network, data, ids, data.image_labels(ids), args.workers, device, "evaluate"
+            )
         elif "masks" not in inputs:
             print(f"no ground truth: {len(ids)} predictions in {folder}, no score")
             return

@@ -11,21 +11,23 @@ four rows of Table 1 are `--no-p-cls --no-re`, `--no-re`, `--no-p-cls` and no sw
 import argparse
 import functools
 import sys
+from collections.abc import Callable, Sequence
 
 from core import recipe
 from core.data.datasets import DataRoot, TrainingViews
 from core.data.transforms import RandomView
+from core.errors import InputError
 from core.method import losses
 from core.method.networks import Classifier
 from core.method.puzzle import merge, tile
-from core.run import distributed, optimizer, options, precision, weights
+from core.run import distributed, inference, optimizer, options, precision, weights
 from core.run.main import run_main
 from core.run.plan import Plan
 from core.run.record import Log, Run
 from core.run.training import Trainer
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SMALL_TILE = 150  # pixels; at 96 the maps go flat, the paper's are of 256
 WINDOW = 50  # steps over which the height of the maps is averaged before it is compared
@@ -51,7 +53,33 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--re-seams", choices=("keep", "drop"), default="keep", help=words)
     words = "relative: L_re on maps divided by their maximum; for small crops"
     p.add_argument("--re-scale", choices=("raw", "relative"), default="raw", help=words)
+    words = "held-out list whose average precision is logged after every epoch; needs no masks"
+    p.add_argument("--val", how=True, metavar="SPLIT", help=words)
     return p
+
+
+def held_out(
+    args: argparse.Namespace, data: DataRoot, trained: Sequence[str], device: torch.device
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """What looks at the images of --val: their mean average precision and every class's.
+
+    Raises InputError where they are trained on, or lack an image or labels.
+    """
+    if args.val is None:
+        return None
+    ids = data.ids(args.val)
+    if both := len(set(ids) & set(trained)):
+        raise InputError(f"--val {args.val}: {both} of its {len(ids)} images are trained on")
+    labels = data.image_labels(ids)
+    data.inputs(ids, labels)  # the images are there
+
+    def look(network: nn.Module) -> dict[str, float]:
+        words = (network, data, ids, labels, args.workers, device, args.val)
+        found = inference.average_precision(*words)
+        each = {f"ap/{k}": ap for k, ap in found["average_precision"].items() if ap is not None}
+        return {"ap": found["mean_average_precision"], **each}
+
+    return look
 
 
 def small_tiles(args: argparse.Namespace) -> str | None:
@@ -123,6 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     precision.set_determinism(args.deterministic, device)
     start = weights.of(args)
     torch.manual_seed(args.seed)
+    look = held_out(args, data, ids, device)
     network = Classifier(args.backbone, len(data.classes), start)
     weights.take_rest(network, args.init, data.classes)
 
@@ -136,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         if distributed.is_main() and (note := small_tiles(args)):
             print(note, file=sys.stderr)
         warn = functools.partial(flat_maps, alpha=args.alpha) if args.re else None
-        trainer = Trainer(network, groups, plan, args.out, device, run.identity, warn)
+        trainer = Trainer(network, groups, plan, args.out, device, run.identity, warn, look)
         view = RandomView(args.sides, args.crop)
         for batch in trainer.batches(TrainingViews(data, ids, view, args.seed, labels)):
             alpha = losses.alpha(trainer.step, plan.max_step, args.alpha, args.alpha_ramp)

@@ -20,7 +20,8 @@ class Bar(tqdm):
         if self.is_plain:
             how |= {"mininterval": SECONDS, "maxinterval": 2 * SECONDS, "leave": True}
         else:
-            how.setdefault("dynamic_ncols", True)
+            # Within another bar a line of its own, for as long as it runs.
+            how = {"dynamic_ncols": True, "leave": None, **how}
         super().__init__(over, *args, **how)
         if self.is_plain and self.total:
             self.bar_format = PLAIN

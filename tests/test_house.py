@@ -134,6 +134,7 @@ HOW = {
     "save_every": True,
     "stale": True,
     "track": True,
+    "val": True,  # looked at, not learned from
     "verify": True,
     "weights": True,  # what they hold is compared
     "workers": True,

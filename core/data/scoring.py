@@ -7,7 +7,7 @@ from typing import Any
 
 from core.data import images
 from core.data.datasets import DataRoot
-from core.data.metrics import BoundaryIoU, ConfusionMatrix, ThresholdSweep, mean
+from core.data.metrics import BoundaryIoU, ConfusionMatrix, ThresholdSweep, average_precision, mean
 from core.data.scores import Scores, otsu, upsample
 from core.recipe import PSEUDO_LABELS
 
@@ -116,6 +116,23 @@ def labels(data: DataRoot, folder: Path, masks: str, ids: Sequence[str]) -> OfLa
         counts.confusion.update(label, mask)
         counts.boundary.update(label, mask)
     return counts
+
+
+def of_classifier(
+    logits: np.ndarray, labels: Sequence[Sequence[int]], data: DataRoot
+) -> dict[str, Any]:
+    """Average precision of every class, in percent, from logits (N, C) and each image's classes
+    1..C; None for a class that no image has."""
+    positive = np.zeros(logits.shape, bool)
+    for row, classes in zip(positive, labels, strict=True):
+        row[np.array(classes, int) - 1] = True
+    each = [average_precision(*pair) for pair in zip(logits.T, positive.T, strict=True)]
+    known = [None if np.isnan(ap) else round(ap, 4) for ap in each]
+    return {
+        "mean_average_precision": round(mean(np.array(each)), 4),
+        "average_precision": dict(zip(data.classes, known, strict=True)),
+        "images": len(labels),
+    }
 
 
 def best_class(file: Scores) -> tuple[np.ndarray, np.ndarray]:

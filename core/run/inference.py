@@ -1,25 +1,29 @@
 """What the inference stages share: batches of equal-sized images, read ahead by processes."""
 
 import argparse
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from core.data import images
+from core import recipe
+from core.data import images, scoring
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
 from core.data.transforms import pyramid, stack
 from core.errors import InputError
-from core.run import distributed
+from core.method.cam import class_logits
+from core.run import distributed, precision
 from core.run.parallel import Pool, read_ahead
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T", str, list[str])
 R = TypeVar("R")
 Size = tuple[int, int]  # (H, W)
+CLASSIFIED = 8  # images of equal size that a classifier sees at once
 PIXELS = {"cuda": 1 << 22, "cpu": 1 << 16}  # of the images of a batch
 Views = Iterator[tuple[list[str], list[Tensor], tuple[int, int]]]  # see `pyramids`
 
@@ -108,6 +112,35 @@ def label_images(
     with Pool(args.jobs, device) as pool:
         done = pool.map(labelling, tasks)
         return list(distributed.progress(len(todo), args.out.name, over=done))
+
+
+@torch.inference_mode()
+def average_precision(
+    network: nn.Module,
+    data: DataRoot,
+    ids: Sequence[str],
+    labels: Mapping[str, Sequence[int]],
+    workers: int,
+    device: torch.device,
+    what: str,
+) -> dict[str, Any]:
+    """How well a classifier on `device` ranks images, from their image-level labels alone.
+
+    `labels`: classes 1..C of each image. Every process computes a share; all get the figures, see
+    `scoring.of_classifier`. The progress bar is named `what`.
+    """
+    pictures = {i: data.image_path(i) for i in ids}
+    side = recipe.CLASSIFICATION.sides[1]
+    seen = functools.partial(images.fit_size, side=side)
+    groups = distributed.share(equal_size_batches(pictures, CLASSIFIED, device, seen))
+    place = {image_id: row for row, image_id in enumerate(ids)}
+    logits = torch.zeros(len(ids), len(data.classes), device=device)
+    autocast = precision.autocast(precision.amp_type("auto", device), device)
+    for group, copies, _ in pyramids(pictures, groups, [1.0], side, workers, device, what):
+        with autocast:
+            logits[[place[i] for i in group]] = class_logits(network, copies[0])
+    rows = distributed.total(logits).cpu().numpy()
+    return scoring.of_classifier(rows, [labels[i] for i in ids], data)
 
 
 def pyramids(

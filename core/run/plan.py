@@ -79,6 +79,11 @@ class Plan:
         said |= {"images": n_images}
         return cls(**said | {"amp": precision.amp_type(args.amp, device)})
 
+    @property
+    def epoch_steps(self) -> int:
+        """Updates of an epoch."""
+        return self.max_step // self.epochs
+
     def rate(self, step: int) -> float:
         """The base learning rate at a global step."""
         return optimizer.poly_lr(step, self.max_step, self.lr)

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from core.data.datasets import TrainingViews
 from core.data.transforms import normalize
@@ -36,6 +37,8 @@ class Trainer:
     `groups`: see `core.run.optimizer`. `out`: where `last.pt`, `log.jsonl` and `model.pt` go.
     `identity`: of the run, which alone goes on from its `last.pt`. `warn` looks at each log
     row and at the log so far; what it returns goes into the row as `warning`, and to stderr once.
+    `look` sees the network, in evaluation mode, after every epoch, on all processes; the figures
+    that it returns go into that step's row, the first to stderr too.
 
     `step`: updates done. `network`: what the loss must call: on the device, wrapped for several
     processes and compiled where the plan says so.
@@ -50,9 +53,10 @@ class Trainer:
         device: torch.device,
         identity: str = "",
         warn: Callable[[dict[str, float], Log], str | None] | None = None,
+        look: Callable[[nn.Module], dict[str, float]] | None = None,
     ):
         self.plan, self.out, self.device, self.identity = plan, out, device, identity
-        self.warn, self.warned = warn, False
+        self.warn, self.warned, self.look = warn, False, look
         if plan.sync_bn:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.plain = network.to(self.device).to(memory_format=torch.channels_last)
@@ -168,8 +172,9 @@ class Trainer:
         self.step += 1
         self.bar.update()
         last = self.step == self.plan.max_step
-        if self.step % self.plan.log_every == 0 or last:
-            self._write_row()
+        looks = self.look is not None and self.step % self.plan.epoch_steps == 0
+        if self.step % self.plan.log_every == 0 or looks or last:
+            self._write_row(self._look() if looks else {})
         if self.step % self.plan.save_every == 0 or last:
             self.save()
 
@@ -197,7 +202,16 @@ class Trainer:
         good = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint yet"
         raise InputError(f"{what}; {good}; lower --lr or try --amp off")
 
-    def _write_row(self) -> None:
+    def _look(self) -> dict[str, float]:
+        """What `look` says of the network now; the training goes on as if it had not."""
+        self.bar.clear()
+        found = self.look(self.plain.eval()) if self.look is not None else {}
+        self.plain.train()
+        name, value = next(iter(found.items()))
+        self.bar.write(f"step {self.step}: {name} {value:.2f}", file=sys.stderr)
+        return found
+
+    def _write_row(self, looked: dict[str, float]) -> None:
         rows = self._check_finite()
         means = dict(zip(self.names, rows.mean(0).tolist(), strict=True))
         self.pending = []
@@ -205,7 +219,13 @@ class Trainer:
             return
         rate = self.plan.rate(self.step - 1)
         epoch = self.step * self.plan.epochs / self.plan.max_step
-        row = {"step": self.step, "epoch": round(epoch, 4), "lr": rate, **means}
+        row: dict[str, Any] = {
+            "step": self.step,
+            "epoch": round(epoch, 4),
+            "lr": rate,
+            **means,
+            **looked,
+        }
         warning = self.warn(row, self.log) if self.warn is not None else None
         if warning:
             row["warning"] = warning

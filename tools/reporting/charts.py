@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 from tools.reporting.collect import Row
@@ -10,7 +11,13 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-OWN_CHART = {"alpha": "alpha", "lr": "learning rate", "peak": "peak of the present classes' maps"}
+OWN_CHART = {
+    "alpha": "alpha",
+    "lr": "learning rate",
+    "peak": "peak of the present classes' maps",
+    "ap": "average precision on held-out images",
+}
+COLOURS = 10  # of the lines of a chart
 STYLE = Path(__file__).parent / "templates" / "charts.mplstyle"
 Line = tuple[str, list[tuple[float, float]]]  # name, points
 Chart = tuple[str, str]  # what a screen reader says, data URI
@@ -27,7 +34,9 @@ def line_chart(title: str, x_label: str, lines: list[Line]) -> Chart:
         names = list(dict.fromkeys(name for name, _ in lines))
         handles = {}
         for name, points in lines:
-            handles[name] = axes.plot(*zip(*points, strict=True), f"C{names.index(name) % 10}")[0]
+            handles[name] = axes.plot(
+                *zip(*points, strict=True), f"C{names.index(name) % COLOURS}"
+            )[0]
         values = [y for _, points in lines for _, y in points]
         if min(values) > 0 and max(values) / min(values) > 50:
             axes.set_yscale("log")
@@ -46,6 +55,13 @@ def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
+def _drawn(keys: Iterable[str]) -> list[str]:
+    """Those of a log that have a line; of many classes their mean alone."""
+    keys = [key for key in dict.fromkeys(keys) if key not in ("step", "epoch")]
+    classes = [key for key in keys if key.startswith("ap/")]
+    return [key for key in keys if len(classes) < COLOURS or key not in classes]
+
+
 def curves(row: Row) -> list[Chart]:
     """Charts of every training's losses, alpha, learning rate ... and of mIoU over the threshold.
 
@@ -59,8 +75,8 @@ def curves(row: Row) -> list[Chart]:
             charts[f"{stage}: {title}", x] = [
                 (key, [(each[x], each[key]) for each in log if key in each])
                 for log in logs
-                for key in dict.fromkeys(key for each in log for key in each)
-                if key not in ("step", "epoch") and OWN_CHART.get(key, "losses") == title
+                for key in _drawn(key for each in log for key in each)
+                if OWN_CHART.get(key.split("/")[0], "losses") == title
             ]
     sweeps = [(name, found["sweep"]) for p in row.seeds for name, found in p.scores.items()]
     sweeps = [line for line in sweeps if line[1]]

@@ -1,0 +1,83 @@
+"""train_classification --val: what image-level labels alone tell of held-out images, by epoch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import evaluate
+import train_classification
+from core.errors import InputError
+from core.run import training
+from tools.reporting import charts
+from tools.reporting.collect import collect
+
+import pytest
+from conftest import SMALL, run_stage
+
+EPOCHS = 3
+
+
+def train(data_root, out, *more: object) -> dict[str, bytes]:
+    """The files of a training that take part in the comparisons."""
+    words = ("--data", data_root, "--split", "train", "--out", out, *SMALL, "--epochs", EPOCHS)
+    run_stage(train_classification.main, *words, "--log-every", 4, *more)
+    return {name: (out / name).read_bytes() for name in ("model.pt", "log.jsonl")}
+
+
+def rows(out) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_every_epoch_is_looked_at_and_nothing_else_changes(data_root, tmp_path, capsys):
+    shutil.rmtree(data_root / "SegmentationClass")  # no mask is there to be opened
+    plain = train(data_root, tmp_path / "plain")
+    looked = train(data_root, tmp_path / "runs/classification", "--val", "val")
+    assert looked["model.pt"] == plain["model.pt"]
+    found = [row for row in rows(tmp_path / "runs/classification") if "ap" in row]
+    assert [row["epoch"] for row in found] == [1, 2, 3]
+    assert f"ap {found[-1]['ap']:.2f}" in capsys.readouterr().err
+    words = ("--classifier", tmp_path / "runs/classification", "--json", tmp_path / "ap.json")
+    run_stage(evaluate.main, "--data", data_root, "--split", "val", *words)
+    scored = json.loads((tmp_path / "ap.json").read_text())
+    assert found[-1]["ap"] == scored["mean_average_precision"]
+    assert {k: found[-1][f"ap/{k}"] for k in ("disc", "square", "bar")} == scored[
+        "average_precision"
+    ]
+    row = collect([tmp_path / "runs"], [])[0].rows[0]
+    titles = [title for title, _ in charts.curves(row)]
+    assert "classification: average precision on held-out images" in titles
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+def test_an_interrupted_training_logs_the_same(data_root, tmp_path, monkeypatch, cut):
+    """Between epochs; and after a look, before the checkpoint that should hold its row."""
+    whole = train(data_root, tmp_path / "whole", "--val", "val")
+    original = training.Trainer.save
+
+    def interrupted(self):
+        if self.step > cut:
+            raise KeyboardInterrupt
+        original(self)
+
+    monkeypatch.setattr(training.Trainer, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(data_root, tmp_path / "cut", "--val", "val")
+    monkeypatch.undo()
+    assert train(data_root, tmp_path / "cut", "--val", "val") == whole
+
+
+def test_what_cannot_be_held_out_is_said_before_the_work(data_root, tmp_path):
+    with pytest.raises(InputError, match="8 of its 8 images are trained on"):
+        train(data_root, tmp_path / "out", "--val", "train")
+    picture = data_root / "JPEGImages/val0.jpg"
+    picture.rename(tmp_path / "val0.jpg")
+    with pytest.raises(InputError, match="val0"):
+        train(data_root, tmp_path / "out", "--val", "val")
+    shutil.move(tmp_path / "val0.jpg", picture)
+    labels = data_root / "labels.txt"
+    words = [line.split() for line in labels.read_text().splitlines()]
+    labels.write_text("\n".join(w[0] if w[0].startswith("val") else " ".join(w) for w in words))
+    with pytest.raises(InputError, match="no class for any image"):
+        train(data_root, tmp_path / "out", "--val", "val")
+    assert not (tmp_path / "out").exists()
