@@ -30,11 +30,9 @@ from core.method.networks import Classifier
 from core.run import artefacts, checkpoint, distributed, inference, options, record
 from core.run.environment import environment
 from core.run.main import run_main
-from core.run.parallel import Pool
+from core.run.parallel import over_chunks
 
 import torch
-
-CHUNK = 16  # images a scoring task holds: enough to hide the cost of starting one
 
 
 class Thresholds(argparse.Action):
@@ -80,13 +78,8 @@ def evaluate(
         thresholds = sorted(set(args.thresholds)) if data.background else [-1.0]
         score, how = scoring.scores, (*how, thresholds)
     total = scoring.nothing(data, thresholds)
-    chunks = distributed.share([ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK)])
-    bar = distributed.progress(sum(map(len, chunks)), "evaluate")
-    with bar, Pool(args.jobs if len(chunks) > 8 else 1) as pool:
-        parts = pool.map(functools.partial(score, *how), ((chunk,) for chunk in chunks))
-        for chunk, part in zip(chunks, parts, strict=True):
-            total.merge(part)
-            bar.update(len(chunk))
+    for part in over_chunks(functools.partial(score, *how), ids, args.jobs, "evaluate"):
+        total.merge(part)
     total.reduce(
         lambda counts: distributed.total(torch.from_numpy(counts).to(device)).cpu().numpy()
     )
@@ -127,7 +120,7 @@ def prediction_command(args: argparse.Namespace, out: Path, more: list[str]) -> 
     command = ["--data", args.data, "--split", args.split, "--checkpoint", args.checkpoint]
     command += ["--out", out, "--device", args.device, "--workers", args.workers]
     command += ["--jobs", args.jobs, "--stale", args.stale]
-    command += ["--overwrite"] if args.overwrite else []
+    command += ["--overwrite"] * args.overwrite + ["--verify"] * args.verify
     return [*map(str, command), *more]
 
 

@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     ids = data.ids(args.split)
     scores = artefacts.read(args.scores, "scores", data.classes, ids)
     inputs = {**data.inputs(ids, verify=args.verify), "scores": scores["digest"]}
-    backend = crf.resolve_backend(args.crf_backend, device)
+    backend = crf.resolve_backend(args.crf_backend, device) if args.crf else "no CRF"
     where = crf.device_of(backend, device)
     resolved = {"crf_backend": backend}
     run = Run("make_pseudo_labels", args, device, "labels", data.classes, inputs, resolved, ids)

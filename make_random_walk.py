@@ -32,13 +32,8 @@ def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
     options.add_data(p, split="train_aug")
     p.add_argument("--scores", type=Path, required=True, help="directory of CAMs or other scores")
-    p.add_argument(
-        "--checkpoint",
-        how=True,
-        type=options.model,
-        required=True,
-        help="model.pt of train_affinity.py",
-    )
+    words = "model.pt of train_affinity.py"
+    p.add_argument("--checkpoint", type=options.model, required=True, help=words)
     options.add_out(p)
     stage = recipe.RANDOM_WALK
     words = "images are padded to this side; auto: the crop that the network was trained on"

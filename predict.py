@@ -46,13 +46,8 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--data", type=Path, help="data root, in place of pictures")
     p.add_argument("--split", default="val", help="list in ImageSets/Segmentation, without .txt")
     options.add_verify(p)
-    p.add_argument(
-        "--checkpoint",
-        how=True,
-        type=options.model,
-        required=True,
-        help="model.pt of a segmentation",
-    )
+    words = "model.pt of a segmentation, or of a classifier"
+    p.add_argument("--checkpoint", type=options.model, required=True, help=words)
     options.add_out(p)
     options.add_inference(p, recipe.PREDICTION, batch_images=2)
     p.add_argument("--no-crf", dest="crf", action="store_false", help="leave out the dense CRF")
@@ -231,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         pictures = find_pictures(args.pictures)
         inputs["pictures"] = files.digest_files(pictures.values())
     amp = precision.amp_type(args.amp, device)
-    backend = crf.resolve_backend(args.crf_backend, device)
+    backend = crf.resolve_backend(args.crf_backend, device) if args.crf else "no CRF"
     resolved = {"amp": amp, "crf_backend": backend}
     if args.crf and isinstance(network, DeepLabV3Plus):
         resolved |= crf.left_out(len(network.classes) + 1)

@@ -123,10 +123,7 @@ def step(
     alpha: float,
     grid: int = recipe.CLASSIFICATION.grid,
     p_cls: bool = True,
-    re: bool = True,
-    masked: bool = True,
-    seams: int = 0,
-    relative: bool = False,
+    re: Callable[[Tensor, Tensor, Tensor], Tensor] | None = losses.reconstruction,
 ) -> None:
     """One update on a batch of `trainer.batches`: L = L_cls + L_p-cls + alpha * L_re."""
     network = trainer.network
@@ -134,9 +131,9 @@ def step(
         with trainer.autocast():
             a = network(images)  # A: class maps (n, C, crop/16, crop/16) of the images
             a_re = None  # A_re: those of their tiles, put together again
-            if p_cls or re:
+            if p_cls or re is not None:
                 a_re = merge(network(tile(images, grid)), grid)
-            loss, terms = losses.puzzle(a, a_re, labels, alpha, p_cls, re, masked, seams, relative)
+            loss, terms = losses.puzzle(a, a_re, labels, alpha, p_cls, re)
         trainer.backward(loss, **terms)
     trainer.update()
 
@@ -166,12 +163,13 @@ def main(argv: list[str] | None = None) -> None:
             print(note, file=sys.stderr)
         warn = functools.partial(flat_maps, alpha=args.alpha) if args.re else None
         trainer = Trainer(network, groups, plan, args.out, device, run.identity, warn, look)
+        seams, relative = args.grid * (args.re_seams == "drop"), args.re_scale == "relative"
+        how = {"masked": args.masking == "labels", "seams": seams, "relative": relative}
+        re = functools.partial(losses.reconstruction, **how) if args.re else None
         view = RandomView(args.sides, args.crop)
         for batch in trainer.batches(TrainingViews(data, ids, view, args.seed, labels)):
             alpha = losses.alpha(trainer.step, plan.max_step, args.alpha, args.alpha_ramp)
-            masked, relative = args.masking == "labels", args.re_scale == "relative"
-            seams = args.grid if args.re_seams == "drop" else 0
-            step(trainer, batch, alpha, args.grid, args.p_cls, args.re, masked, seams, relative)
+            step(trainer, batch, alpha, args.grid, args.p_cls, re)
         trainer.finish(data.classes)
         run.finish(steps=trainer.step, warnings=trainer.warnings())
 

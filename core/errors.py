@@ -19,6 +19,11 @@ class InputError(Exception):
         super().__init__(line if len(line) < 2000 else f"{line[:2000]} ...")
 
 
+def first_line(error: BaseException, length: int = 200) -> str:
+    """What an error says, cut to one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:length]
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or for the CPU, here or in a process that worked for this.
 

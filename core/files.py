@@ -98,15 +98,15 @@ def digest_text(parts: Iterable[str]) -> str:
     return hashlib.sha256(b"".join(part.encode() + b"\0" for part in parts)).hexdigest()[:16]
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits.
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """SHA-256 of a file's bytes, 64 hex digits; or another of hashlib's algorithms.
 
     Raises:
         InputError: it is missing or no regular file.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    digest = hashlib.sha256()
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

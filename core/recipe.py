@@ -37,9 +37,21 @@ class BACKBONE:
     resnest_dilation: int = 2  # of layer4's 3x3 convolutions, its first block's left out
 
 
+@constants
+class OPTIMIZER:
+    """SGD and the random views of all three trainings."""
+
+    nesterov: bool = True
+    poly_power: float = 0.9  # lr * (1 - step / max_step) ** power
+    # Of the rate: pretrained weights, pretrained biases, new weights, new biases; the boundary
+    # network is one group, at 1.
+    rate_factors: tuple[int, int, int, int] = (1, 2, 10, 20)
+    flip: float = 0.5  # probability, of a view
+
+
 @dataclass(frozen=True)
 class Training:
-    """What the three trainings share, but for the values that they give anew."""
+    """Defaults of the three trainings, which may give other values."""
 
     epochs: int
     lr: float = 0.1
@@ -49,11 +61,6 @@ class Training:
     sides: tuple[int, int] = (320, 640)  # the longer side, resized to an integer in this range
     batch_size: int = 32  # over all GPUs; the last, partial batch of an epoch is dropped
     crop: int = 512  # random crop; a smaller image lies at a random place in it
-    flip: float = 0.5  # probability
-    nesterov: bool = True
-    poly_power: float = 0.9  # lr * (1 - step / max_step) ** power
-    # Of the rate: pretrained weights, pretrained biases, new weights, new biases.
-    rate_factors: tuple[int, int, int, int] = (1, 2, 10, 20)
 
 
 @constants
@@ -110,7 +117,6 @@ class AFFINITY(Training):
     """The boundary network of IRN on a frozen backbone."""
 
     epochs: int = 3
-    rate_factors: tuple[int, int, int, int] = (1, 1, 1, 1)  # one group, biases decay too
     edge_channels: int = 32  # of each tap
     norm_groups: int = 4
     radius: int = 10  # of pairs, in stride-4 pixels

@@ -140,6 +140,13 @@ def test_labels_from_text_and_from_annotations(data_root):
     assert data.image_labels(["train0"]) == {"train0": [1, 3]}
 
 
+def test_no_image_has_no_labels(data_root):
+    """Neither with labels.txt nor with annotations is that an error."""
+    assert DataRoot(data_root).image_labels([]) == {}
+    (data_root / "labels.txt").unlink()
+    assert DataRoot(data_root).image_labels([]) == {}
+
+
 def test_ids_and_classes_with_spaces_and_letters(data_root):
     name = "Bild ä 1"
     (data_root / "classes.txt").write_text("disc\nred panda\n")

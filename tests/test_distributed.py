@@ -63,3 +63,14 @@ def test_scores_are_those_of_one_process(inputs, tmp_path):
     assert {k: v for k, v in one.items() if k != "run"} == {
         k: v for k, v in two.items() if k != "run"
     }
+
+
+def test_a_checkpoint_is_scored_by_several_processes(inputs, tmp_path):
+    """evaluate.py starts predict.py, within the group of processes that is there."""
+    words = ("--data", inputs / "data", "--split", "val", "--device", "cpu", "--workers", 0)
+    words += ("--checkpoint", inputs / "segmentation/model.pt", "--jobs", 1, "--no-crf")
+    for n, start in ((1, run_stage), (2, launch)):
+        more = ("--save-predictions", tmp_path / f"{n}", "--json", tmp_path / f"{n}.json")
+        start(evaluate.main if n == 1 else "evaluate.py", *words, *more)
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
+    assert one["confusion"] == two["confusion"] and one["miou"] == two["miou"]

@@ -118,6 +118,11 @@ def test_pages_of_an_earlier_larger_run_go(run, data_root):
     assert len(layers((out / "index.html").read_text())) == 2
 
 
+def test_a_sample_of_more_than_there_are_is_all(run, data_root):
+    text = (make(run, data_root, "--sample", 200) / "index.html").read_text()
+    assert all(f"train{i}" in text for i in range(8))
+
+
 def test_files_of_others_are_left_alone(run, data_root, tmp_path):
     """A report, or somebody's site: neither its index is overwritten nor its page2 deleted."""
     (tmp_path / "explore").mkdir()

@@ -16,9 +16,6 @@ from conftest import REPO
 TRAINING = {
     "batch_size": 32,
     "crop": 512,
-    "flip": 0.5,
-    "nesterov": True,
-    "poly_power": 0.9,
 }
 CRF = {
     "gaussian_sxy": 3.0,
@@ -52,13 +49,18 @@ TABLE: dict[str, dict[str, Any]] = {
         "std": (0.229, 0.224, 0.225),
     },
     "BACKBONE": {"output_stride": 16, "resnest_dilation": 2},
+    "OPTIMIZER": {
+        "nesterov": True,
+        "poly_power": 0.9,
+        "rate_factors": (1, 2, 10, 20),
+        "flip": 0.5,
+    },
     "CLASSIFICATION": {
         **TRAINING,
         "epochs": 15,
         "lr": 0.1,
         "weight_decay": 0.0001,
         "momentum": 0.0001,
-        "rate_factors": (1, 2, 10, 20),
         "sides": (320, 640),
         "grid": 2,
         "alpha": 4.0,
@@ -82,7 +84,6 @@ TABLE: dict[str, dict[str, Any]] = {
         "lr": 0.1,
         "weight_decay": 0.0001,
         "momentum": 0.0001,
-        "rate_factors": (1, 1, 1, 1),
         "sides": (320, 640),
         "edge_channels": 32,
         "norm_groups": 4,
@@ -104,7 +105,6 @@ TABLE: dict[str, dict[str, Any]] = {
         "lr": 0.007,
         "weight_decay": 0.00004,
         "momentum": 0.00004,
-        "rate_factors": (1, 2, 10, 20),
         "sides": (256, 1024),
         "aspp_rates": (6, 12, 18),
         "channels": 256,

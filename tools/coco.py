@@ -173,11 +173,11 @@ Verdict = tuple[str, int, bool]
 
 
 def look_at_masks(
-    chunk: dict[str, tuple[Path, Picture]], category: dict[int, int]
+    category: dict[int, int], chunk: list[tuple[str, Path, Picture]]
 ) -> dict[str, Verdict]:
     """Compare published masks with the annotations; category: of class 1..C."""
     verdicts = {}
-    for image_id, (path, picture) in chunk.items():
+    for image_id, path, picture in chunk:
         label = images.read_label(path, 255, picture.size)
         labels = set(np.unique(label).tolist()) - {0, images.IGNORE}
         other = max(labels - picture.classes, default=0)

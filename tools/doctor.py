@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 # What needs torch is imported in the checks: torch may be broken.
 from core import files, steps
-from core.errors import InputError, out_of_memory
+from core.errors import InputError, first_line, out_of_memory
 from core.run import lock
 from core.run.main import SAVERS, run_main
 from core.run.options import OneLineParser, integer, scale, side
@@ -38,10 +38,6 @@ Findings = Iterable[tuple[str, str, str, str]]  # level, what, what was found, w
 
 def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def check_versions(_: argparse.Namespace) -> Findings:

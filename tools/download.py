@@ -4,7 +4,6 @@ While it comes it is `<name>.part`; a later start asks the server for the rest a
 """
 
 import fcntl
-import hashlib
 import http.client
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from core.errors import InputError
-from core.files import naming
+from core.files import checksum, naming
 from core.progress import Bar
 
 CHUNK = 1 << 20  # bytes that are read at a time
@@ -28,15 +27,6 @@ PASSING = (408, 429, 500, 502, 503, 504)  # statuses that may be others in a whi
 
 class Cut(Exception):
     """The connection ended early, or there was none: worth another try."""
-
-
-def md5(path: Path) -> str:
-    """MD5 of a file's bytes: the published sums are of that kind."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def download(sources: Sequence[str], path: Path, wanted: str) -> None:
@@ -53,7 +43,7 @@ def download(sources: Sequence[str], path: Path, wanted: str) -> None:
     for url in sources:
         try:
             _fetch(url, part)
-            found = md5(part)
+            found = checksum(part, "md5")
             if found == wanted:
                 os.replace(part, path)
                 return

@@ -29,6 +29,7 @@ from core.progress import Bar
 from core.run import artefacts, options
 from core.run.main import run_main
 from tools.reporting.charts import data_uri
+from tools.reporting.gallery import spread
 from tools.reporting.templating import page
 
 import numpy as np
@@ -151,7 +152,7 @@ def complete(args: argparse.Namespace, columns: list[Column]) -> tuple[DataRoot,
     for column in columns:
         artefacts.read(column.folder, column.holds, data.classes, ids)
     if args.sample:
-        ids = [ids[i * len(ids) // args.sample] for i in range(min(args.sample, len(ids)))]
+        ids = spread(ids, args.sample)
     return data, list(dict.fromkeys(ids))
 
 

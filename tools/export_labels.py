@@ -23,7 +23,8 @@ from core import files
 from core.data import images
 from core.data.datasets import DataRoot, check_name
 from core.errors import InputError
-from core.run import artefacts, distributed, options
+from core.progress import Bar
+from core.run import artefacts, options
 from core.run.main import run_main
 from tools.annotations import WRITERS, Picture, labelme
 
@@ -81,18 +82,16 @@ def main(argv: list[str] | None = None) -> None:
     folder = args.out if args.form == "labelme" else args.out.parent
     folder.mkdir(parents=True, exist_ok=True)
     writer = None if args.form == "labelme" else WRITERS[args.form](classes, args)
-    with distributed.progress(len(ids), "export_labels") as bar:
-        for image_id in ids:
-            path = paths.get(image_id)
-            size = images.image_size(path) if path is not None else None
-            label = images.read_label(args.labels / f"{image_id}.png", len(classes) + 1, size)
-            picture = Picture(image_id, path, label)
-            if writer is not None:
-                writer.add(picture)
-            else:
-                text = labelme(picture, classes, args.tolerance, args.out)
-                files.write_text(args.out / f"{image_id}.json", text)
-            bar.update()
+    for image_id in Bar(ids, "export_labels", unit="image"):
+        path = paths.get(image_id)
+        size = images.image_size(path) if path is not None else None
+        label = images.read_label(args.labels / f"{image_id}.png", len(classes) + 1, size)
+        picture = Picture(image_id, path, label)
+        if writer is not None:
+            writer.add(picture)
+        else:
+            text = labelme(picture, classes, args.tolerance, args.out)
+            files.write_text(args.out / f"{image_id}.json", text)
     if writer is not None:
         files.write_text(args.out, writer.text())
     print(f"{args.out}: {len(ids)} label maps")

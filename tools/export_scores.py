@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from a
 from core.data.scores import Scores
 from core.errors import InputError
 from core.files import atomic_path
-from core.run import artefacts, distributed, options
+from core.progress import Bar
+from core.run import artefacts, options
 from core.run.main import run_main
 from tools import foreign
 
@@ -36,12 +37,10 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"{args.out}: not empty; choose a new folder")
     args.out.mkdir(parents=True, exist_ok=True)
     names = [Path(name).stem for name in artefacts.read_sums(args.scores)]
-    with distributed.progress(len(names), "export_scores") as bar:
-        for name in names:
-            scores = Scores.load(args.scores / f"{name}.npz", len(made["classes"]))
-            with atomic_path(args.out / f"{name}.npy") as path, open(path, "wb") as file:
-                np.save(file, np.array(foreign.to_form(scores, args.form), object))
-            bar.update()
+    for name in Bar(names, "export_scores", unit="image"):
+        scores = Scores.load(args.scores / f"{name}.npz", len(made["classes"]))
+        with atomic_path(args.out / f"{name}.npy") as path, open(path, "wb") as file:
+            np.save(file, np.array(foreign.to_form(scores, args.form), object))
 
 
 if __name__ == "__main__":

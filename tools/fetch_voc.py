@@ -23,11 +23,11 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core.data.datasets import FOLDERS, DataRoot
 from core.errors import InputError
-from core.files import naming
+from core.files import checksum, naming
 from core.run import options
 from core.run.main import run_main
 from tools import prepare_voc, voc_forms
-from tools.download import download, md5
+from tools.download import download
 
 from torchvision.datasets import SBDataset
 from torchvision.datasets.voc import DATASET_YEAR_DICT
@@ -96,7 +96,7 @@ def get_archive(what: str, args, places: list[Path]) -> Path | None:
     archive = ARCHIVES[what]
     for path in (place / archive.name for place in places):
         if path.is_file():
-            found = md5(path)
+            found = checksum(path, "md5")
             if found != archive.md5:
                 how = f"delete it, or, if it is the beginning of one, rename it to {path.name}.part"
                 what = f"MD5 {found}, not {archive.md5}: damaged, cut short or another file"

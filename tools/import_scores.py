@@ -18,7 +18,8 @@ from core import files
 from core.data import images
 from core.data.datasets import DataRoot
 from core.errors import InputError
-from core.run import distributed, options
+from core.progress import Bar
+from core.run import options
 from core.run.main import run_main
 from core.run.record import Run
 from tools import foreign
@@ -57,14 +58,11 @@ def main(argv: list[str] | None = None) -> None:
     with run:
         if run.finished:
             return
-        with distributed.progress(len(ids), "import_scores") as bar:
-            for image_id, path in paths.items():
-                size = images.image_size(data.image_path(image_id))
-                value, classes = foreign.load(path), labels[image_id]
-                how = len(data.classes), size, args.map
-                scores = foreign.as_scores(value, path, classes, *how)
-                scores.save(args.out / f"{image_id}.npz")
-                bar.update()
+        for image_id in Bar(ids, "import_scores", unit="image"):
+            path, size = paths[image_id], images.image_size(data.image_path(image_id))
+            how = labels[image_id], len(data.classes), size, args.map
+            scores = foreign.as_scores(foreign.load(path), path, *how)
+            scores.save(args.out / f"{image_id}.npz")
         run.finish(images=len(ids), map=args.map or "imported")
 
 

@@ -13,10 +13,11 @@ goes on. docs/coco.md has the recipe and the cost of a run.
 
 import argparse
 import errno
+import functools
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from a
 from core import files
 from core.data import images
 from core.errors import InputError
-from core.progress import Bar
 from core.run import options
 from core.run.main import run_main
-from core.run.parallel import Pool
+from core.run.parallel import over_chunks
 from tools import coco
 from tools.coco import Annotations, Picture
 
-CHUNK = 64  # images a task holds: enough to hide the cost of starting one
 SPLITS = ("train", "val")
 
 
-def make_masks(chunk: dict[str, Picture], folder: Path, n_labels: int) -> dict[str, str]:
+def make_masks(folder: Path, n_labels: int, chunk: list[tuple[str, Picture]]) -> dict[str, str]:
     """Write the masks that are not there yet; the digest of each."""
     found = {}
-    for image_id, picture in chunk.items():
+    for image_id, picture in chunk:
         path = folder / f"{image_id}.png"
         if path.exists():
             label = images.read_label(path, n_labels, picture.size)
@@ -49,10 +48,10 @@ def make_masks(chunk: dict[str, Picture], folder: Path, n_labels: int) -> dict[s
     return found
 
 
-def look_at_images(chunk: dict[str, Picture], folder: Path) -> list[str]:
+def look_at_images(folder: Path, chunk: list[Picture]) -> list[str]:
     """What is wrong with images, by their headers."""
     problems = []
-    for picture in chunk.values():
+    for picture in chunk:
         try:
             size = images.image_size(folder / picture.file)
             if size != picture.size:
@@ -61,22 +60,6 @@ def look_at_images(chunk: dict[str, Picture], folder: Path) -> list[str]:
         except InputError as error:
             problems.append(str(error))
     return problems
-
-
-def over_items(
-    function: Callable[..., Any], given: dict[str, Any], jobs: int, what: str, *more: Any
-) -> list[Any]:
-    """function(chunk, *more) of all items, in a process pool."""
-    items = list(given.items())
-    chunks = [dict(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
-    bar = Bar(total=len(items), desc=what, unit="image", disable=None)
-    results = []
-    with bar, Pool(jobs if len(chunks) > 8 else 1) as pool:
-        parts = pool.map(function, ((chunk, *more) for chunk in chunks))
-        for chunk, part in zip(chunks, parts, strict=True):
-            results.append(part)
-            bar.update(len(chunk))
-    return results
 
 
 def place(source: Path, target: Path, how: str) -> None:
@@ -110,8 +93,8 @@ def check_images(folder: Path, pictures: dict[str, Picture], jobs: int) -> None:
     missing = [p.file for p in pictures.values() if p.file not in there]
     problems = [f"{folder / name}: no such image" for name in missing]
     if not problems:
-        parts = over_items(look_at_images, pictures, jobs, "images", folder)
-        problems = [problem for part in parts for problem in part]
+        look = functools.partial(look_at_images, folder)
+        problems = list(chain(*over_chunks(look, list(pictures.values()), jobs, "images")))
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise InputError(f"{problems[0]}{more}; unpack the images again, or see --images")
@@ -122,8 +105,9 @@ def check_masks(
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Path and digest of the published masks of the pictures, after a look at their labels."""
     paths, category = coco.find_masks(folder, pictures), dict(enumerate(categories, 1))
-    pairs, verdicts = {i: (path, pictures[i]) for i, path in paths.items()}, {}
-    for part in over_items(coco.look_at_masks, pairs, jobs, "published masks", category):
+    items, verdicts = [(i, path, pictures[i]) for i, path in paths.items()], {}
+    look = functools.partial(coco.look_at_masks, category)
+    for part in over_chunks(look, items, jobs, "published masks"):
         verdicts |= part
     coco.check_verdicts(verdicts, paths, categories)
     return paths, {i: digest for i, (digest, _, _) in verdicts.items()}
@@ -180,9 +164,9 @@ def prepare(
     files.write_text(out / "labels.txt", "".join(f"{row}\n" for row in rows))
     for image_id, path in paths.items():
         place(path, out / "SegmentationClass" / f"{image_id}.png", args.link)
-    drawn = {i: p for i, p in masked.items() if i not in paths}  # all, or those without objects
-    more = out / "SegmentationClass", len(names) + 1
-    for part in over_items(make_masks, drawn, args.jobs, "masks", *more):
+    drawn = [(i, p) for i, p in masked.items() if i not in paths]  # all, or those without objects
+    make = functools.partial(make_masks, out / "SegmentationClass", len(names) + 1)
+    for part in over_chunks(make, drawn, args.jobs, "masks"):
         digests |= part
     whole = files.digest_text(f"{i} {digests[i]}" for i in sorted(digests))
     masks = {"rule": settings["masks"], "count": len(digests), "digest": whole}

@@ -13,10 +13,12 @@ split is complete.
 import argparse
 import contextlib
 import errno
+import functools
 import importlib.util
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,9 @@ from core import files
 from core.data import images
 from core.data.datasets import VOC_CLASSES, DataRoot
 from core.errors import InputError
-from core.progress import Bar
 from core.run import options
 from core.run.main import run_main
-from core.run.parallel import Pool
+from core.run.parallel import over_chunks
 
 import numpy as np
 
@@ -48,12 +49,11 @@ SOURCES = {
     "SegmentationClass": f"{TAR}; without, nothing can be scored",
     AUG: "SBD's benchmark.tgz, then --sbd; optional: the method does not use these masks",
 }
-CHUNK = 32  # images a task holds: enough to hide the cost of starting one
 MAX_MAT_BYTES = 8 << 20  # SBD's files have some 10 kB
 # One of (id, part, kind, message); the part is "image", "labels" or a folder of masks.
 Problems = list[tuple[str, str, str, str]]
 KINDS = ("broken", "missing", "differs")  # in the order they are printed
-Needs = dict[str, tuple[set[str], list[str]]]  # of each image: parts, its published labels
+Needs = list[tuple[str, tuple[set[str], list[str]]]]  # image, its parts and published labels
 
 
 def read_sbd_mask(path: Path, n_labels: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def make_mask(data: DataRoot, image_id: str, size: tuple[int, int], sbd: Path) -
     images.write_label(data.mask_path(image_id, AUG), mask)
 
 
-def check(data: DataRoot, needs: Needs, sbd: Path | None) -> Problems:
+def check(data: DataRoot, sbd: Path | None, needs: Needs) -> Problems:
     """Decode images and their masks, making absent ones; compare sizes, look at the labels."""
     problems: Problems = []
 
@@ -105,8 +105,8 @@ def check(data: DataRoot, needs: Needs, sbd: Path | None) -> Problems:
 
     known: dict[str, list[int]] = {}
     with contextlib.suppress(InputError):  # else each is asked below for what is wrong with it
-        known = data.image_labels([i for i, (parts, _) in needs.items() if "labels" in parts])
-    for image_id, (parts, published) in needs.items():
+        known = data.image_labels([i for i, (parts, _) in needs if "labels" in parts])
+    for image_id, (parts, published) in needs:
         size = None
         with noting(image_id, "image"):
             size = tuple(images.read_image(data.image_path(image_id)).shape[1:])
@@ -167,18 +167,12 @@ def prepare(data: DataRoot, sbd: Path | None, jobs: int) -> tuple[dict[str, dict
         (data.root / AUG).mkdir(exist_ok=True)
     lines = map(str.split, (LISTS / "image_labels.txt").read_text().splitlines())
     labels = {i: names for i, *names in lines} if data.classes == VOC_CLASSES else {}
-    needs: Needs = {}
+    needs: dict[str, tuple[set[str], list[str]]] = {}
     for split, (ids, _) in lists.items():
         for image_id in ids:
             needs.setdefault(image_id, (set(), labels.get(image_id, [])))[0].update(NEEDS[split])
-    items, problems = list(needs.items()), []
-    chunks = [dict(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
-    bar = Bar(total=len(items), desc="check", unit="image")
-    with bar, Pool(jobs if len(chunks) > 8 else 1) as pool:
-        found = pool.map(check, ((data, chunk, sbd) for chunk in chunks))
-        for chunk, some in zip(chunks, found, strict=True):
-            problems += some
-            bar.update(len(chunk))
+    look = functools.partial(check, data, sbd)
+    problems = list(chain(*over_chunks(look, list(needs.items()), jobs, "check")))
     rows = {split: summary(split, *of_split, problems) for split, of_split in lists.items()}
     return rows, sorted(problems, key=lambda problem: KINDS.index(problem[2]))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.data import images
 from core.data.datasets import VOC_CLASSES, DataRoot, check_name
-from core.errors import InputError
+from core.errors import InputError, first_line
 from core.files import atomic_path, write_text
 from core.progress import Bar
 from tools import prepare_voc
@@ -144,7 +144,7 @@ def read_parquet(path: Path, root: Path) -> None:
             except FileNotFoundError:
                 raise InputError(f"{file}: no such file") from None
             except ArrowException as error:
-                what = str(error).splitlines()[0][:200]
+                what = first_line(error)
                 raise InputError(f"{file}: damaged or no parquet ({what})") from None
     if not (root / "Annotations").is_dir() and not (root / "labels.txt").exists():
         write_text(root / "labels.txt", (prepare_voc.LISTS / "image_labels.txt").read_text())

@@ -160,7 +160,7 @@ class DataRoot:
             bare = next(i for i in ids if not labels[i])
             what = f"no class for {bare!r}, yet classes.txt says `background: none`"
             raise InputError(f"{path if found else bare}: {what}; add its classes")
-        if not any(labels.values()):
+        if labels and not any(labels.values()):
             raise InputError(f"{source}: no class for any image; add the image-level labels")
         return labels
 

@@ -22,9 +22,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # PIL's names; what a file hol
 FORMS = "JPEG, PNG, WebP, BMP or TIFF"
 TO_CONVERT = "HEIC or AVIF; convert a copy first, as with `heif-convert x.heic x.jpg` of libheif"
 ORIENTATION = 0x112  # EXIF's
-# Orientation -> quarter turns counter-clockwise, after a flip of the diagonal or of the columns.
-TURNS = {1: 0, 2: 0, 3: 2, 4: 2, 5: 0, 6: 3, 7: 2, 8: 1}
-DIAGONAL, MIRRORED = (5, 7), (2, 4)
+# Orientation -> axes of (3, H, W) that are flipped, of 5 to 8 after H and W are exchanged.
+FLIPS = {1: (), 2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras put into 16-bit files
 # Part of its size at which a JPEG is decoded -> OpenCV's name of it.
 REDUCED = {
@@ -82,16 +81,16 @@ def orientation(image: Image.Image) -> int:
             found = image.getexif().get(ORIENTATION, 1)
         except Exception:  # what damaged EXIF data raise depends on PIL and struct
             return 1
-    return found if found in TURNS else 1
+    return found if found in FLIPS else 1
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of the upright image, from the header alone."""
     with open_checked(path) as image:
-        turned = TURNS[orientation(image)] % 2 == 1 or orientation(image) in DIAGONAL
+        turned = orientation(image) > 4
         if turned and image.format == "TIFF":  # some versions of PIL have turned the size already
             image.load()
-            turned = TURNS[orientation(image)] % 2 == 1 or orientation(image) in DIAGONAL
+            turned = orientation(image) > 4
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -138,11 +137,8 @@ def read_reduced(path: Path, side: int) -> tuple[Tensor, tuple[int, int]]:
             raise
         except Exception:  # what PIL raises for damaged files depends on the form
             raise InputError(f"{path}: truncated or damaged; replace the file") from None
-    if turn in DIAGONAL:
-        pixels = pixels.transpose(1, 2)
-    if turn in MIRRORED:
-        pixels = pixels.flip(2)
-    pixels = torch.rot90(pixels, TURNS[turn], (1, 2)) if turn != 1 else pixels
+    pixels = pixels.transpose(1, 2) if turn > 4 else pixels
+    pixels = pixels.flip(FLIPS[turn]) if FLIPS[turn] else pixels  # a copy
     return pixels, (parts * pixels.shape[1], parts * pixels.shape[2])
 
 

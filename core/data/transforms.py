@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.data.images import IGNORE
-from core.recipe import CAM, CLASSIFICATION, DATA
+from core.recipe import CAM, DATA, OPTIMIZER
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class RandomView:
         scale = (side or self.draw_side(rng)) / max(height, width)
         size = [max(1, round(height * scale)), max(1, round(width * scale))]
         image = resize(image, size)
-        flip = rng.random() < CLASSIFICATION.flip
+        flip = rng.random() < OPTIMIZER.flip
         place = [_window(side, self.crop, rng) for side in size]
         view, box = self._cut(image, place, flip, fill=0)
         if mask is None:

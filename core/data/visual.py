@@ -5,13 +5,13 @@ Pictures are uint8 RGB arrays (H, W, 3), maps are (H, W); ValueError where the s
 
 from collections.abc import Sequence
 
-from core.data.images import IGNORE, voc_palette
+from core.data.images import IGNORE, VOC_COLOURS
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PALETTE = np.array(voc_palette(), np.uint8).reshape(256, 3)
+PALETTE = VOC_COLOURS.copy()
 PALETTE[IGNORE] = (255, 250, 240)  # the palette's own 255 looks like a class; on paper it is blank
 INK, MUTED, PAPER = (25, 25, 25), (150, 150, 150), (255, 255, 255)
 

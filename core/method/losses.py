@@ -4,6 +4,8 @@ All are computed in float32 or wider, under autocast too: bfloat16 has 8 bits, a
 thousands of pixels or a logarithm near 0 needs more.
 """
 
+from collections.abc import Callable
+
 from core.data.images import IGNORE
 from core.method.affinity import neighbour, pair_affinity, paths
 from core.recipe import AFFINITY
@@ -71,15 +73,13 @@ def puzzle(
     labels: Tensor,
     alpha: float,
     p_cls: bool = True,
-    re: bool = True,
-    masked: bool = True,
-    seams: int = 0,
-    relative: bool = False,
+    re: Callable[[Tensor, Tensor, Tensor], Tensor] | None = reconstruction,
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
     """L = L_cls + L_p-cls + alpha * L_re (Puzzle-CAM, "Loss design").
 
     A, the class maps of the images, and A_re, those of their tiles put together: (N, C, h, w), raw.
-    Without A_re the loss is L_cls, that of the plain classifier. Labels (N, C) in {0, 1}.
+    Without A_re the loss is L_cls, that of the plain classifier. Labels (N, C) in {0, 1}. `re`:
+    what L_re is, of A, A_re and labels; None leaves it out.
 
     Returns the loss and its terms. `peak` is the mean height of the present classes' maps over
     their own average, which goes to 0 when the maps collapse into flat ones.
@@ -90,8 +90,8 @@ def puzzle(
     if a_re is not None and p_cls:
         terms["p_cls"] = l_p_cls = classification(_wide(a_re).mean((2, 3)), labels)
         loss = loss + l_p_cls
-    if a_re is not None and re:
-        terms["re"] = l_re = reconstruction(a, a_re, labels, masked, seams, relative)
+    if a_re is not None and re is not None:
+        terms["re"] = l_re = re(a, a_re, labels)
         terms["alpha"] = alpha
         loss = loss + alpha * l_re
     flat = a.detach().flatten(2)

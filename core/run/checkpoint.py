@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.data.datasets import check_name, class_difference
-from core.errors import InputError, out_of_memory
+from core.errors import InputError, first_line, out_of_memory
 from core.files import atomic_path
 from core.run.main import signals_held
 
@@ -32,7 +32,7 @@ def save(path: Path, value: dict[str, Any]) -> None:
         except RuntimeError as error:  # torch's zip writer hides a full disk
             if error.__context__ is not None:
                 raise error.__context__ from None
-            message = f"{path}: cannot be written ({str(error).splitlines()[0]}); is the disk full?"
+            message = f"{path}: cannot be written ({first_line(error)}); is the disk full?"
             raise InputError(message) from None
 
 

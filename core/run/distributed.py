@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from core.errors import InputError
+from core.errors import InputError, first_line
 from core.progress import Bar
 
 import torch
@@ -45,9 +45,9 @@ def start(device: str) -> torch.device:
         try:
             torch.cuda.set_device(chosen)
         except RuntimeError as error:  # a driver too old, a GPU in another's exclusive use
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise InputError(f"--device {chosen}: {reason}; look at nvidia-smi") from None
-    if several:
+    if several and not dist.is_initialized():  # evaluate.py starts predict.py
         # An hour: rank 0 may score or refine alone while the others wait.
         more: dict[str, Any] = {"timeout": timedelta(hours=1)}
         if chosen.type == "cuda":

@@ -27,7 +27,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.errors import InputError
+from core.errors import InputError, first_line
 from core.run.main import AGAIN, LAST_WORDS, STOPS, run_main, stopped_by
 from core.run.options import OneLineParser, integer
 
@@ -109,7 +109,7 @@ def meet(args: argparse.Namespace) -> "TCPStore | None":
     try:
         return TCPStore(host, int(port), None, first, timedelta(minutes=1), wait_for_workers=False)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"--master {args.master}: {reason}; try another port") from None
 
 

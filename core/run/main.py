@@ -20,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core.errors import InputError, out_of_memory
+from core.errors import InputError, first_line, out_of_memory
 
 LAST_WORDS = "LAST_WORDS"  # the file in which core/run/launch.py looks for a rank's reason to end
 AGAIN = "the same command goes on from here"
@@ -188,7 +188,7 @@ def _run(main: Callable[[], None], parser: ParserMaker) -> None:
         usage = parser().format_usage() if parser else ""
         words = explain(error, set(re.findall(r"--[\w-]+", usage)))
         if words is None:
-            _write(f"{type(error).__name__}: {_first_line(error)}; its traceback stands above")
+            _write(f"{type(error).__name__}: {first_line(error, 300)}; its traceback stands above")
             raise
         end(f"error: {words}", 1)
 
@@ -203,7 +203,7 @@ def explain(error: BaseException, options: set[str]) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     if _lost_the_others(error):
-        reason = re.sub(r"^\[\S+\] ", "", _first_line(error))  # gloo's own source file
+        reason = re.sub(r"^\[\S+\] ", "", first_line(error, 300))  # gloo's own source file
         return f"lost the connection to the other processes ({reason.split('. ')[0]}); {again()}"
     if "AF_UNIX path too long" in text:
         return "TMPDIR is too long for the sockets of processes; set a shorter one, and start again"
@@ -243,10 +243,6 @@ def _lost_the_others(error: BaseException) -> bool:
         return False
     names = {each.__name__ for each in type(error).__mro__}
     return "DistError" in names or bool(LOST.search(str(error)))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
 
 
 def _write(words: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from core import recipe
+from core.recipe import OPTIMIZER
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 
 def poly_lr(step: int, max_step: int, base: float) -> float:
     """base * (1 - step / max_step) ** power; from the last step on it stays as it is."""
-    return base * (1 - min(step, max_step - 1) / max_step) ** recipe.CLASSIFICATION.poly_power
+    return base * (1 - min(step, max_step - 1) / max_step) ** OPTIMIZER.poly_power
 
 
 def parameter_groups(network: nn.Module, weight_decay: float, pretrained: bool) -> list[dict]:
@@ -22,7 +22,7 @@ def parameter_groups(network: nn.Module, weight_decay: float, pretrained: bool) 
     """
     groups: list[dict[str, Any]] = [
         {"params": [], "scale": factor, "weight_decay": 0 if number % 2 else weight_decay}
-        for number, factor in enumerate(recipe.CLASSIFICATION.rate_factors)  # 2 * new + bias
+        for number, factor in enumerate(OPTIMIZER.rate_factors)  # 2 * new + bias
     ]
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
@@ -39,5 +39,5 @@ def one_group(network: nn.Module, weight_decay: float) -> list[dict]:
 
 def sgd(groups: list[dict], lr: float, momentum: float, fused: bool) -> torch.optim.SGD:
     """The recipe's optimiser. With `fused`, one pass over a group."""
-    nesterov = recipe.CLASSIFICATION.nesterov and momentum > 0
+    nesterov = OPTIMIZER.nesterov and momentum > 0
     return torch.optim.SGD(groups, lr, momentum, nesterov=nesterov, fused=fused or None)

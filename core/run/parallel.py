@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import forkserver, resource_tracker
@@ -20,6 +20,8 @@ import torch
 from torch.utils.data import DataLoader
 
 R = TypeVar("R")
+T = TypeVar("T")
+CHUNK = 16  # images a task holds: enough to hide the cost of starting one
 CPU = torch.device("cpu")
 
 
@@ -162,3 +164,20 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def over_chunks(
+    function: Callable[[list[T]], R], items: Sequence[T], jobs: int, what: str
+) -> Iterator[R]:
+    """function(chunk) of this process's share of the items, `CHUNK` at a time, in order.
+
+    In processes where there are many, behind a progress bar named `what`.
+    """
+    chunks = [list(items[i : i + CHUNK]) for i in range(0, len(items), CHUNK)]
+    chunks = distributed.share(chunks)
+    bar = distributed.progress(sum(map(len, chunks)), what)
+    with bar, Pool(jobs if len(chunks) > 8 else 1) as pool:
+        parts = pool.map(function, ((chunk,) for chunk in chunks))
+        for chunk, part in zip(chunks, parts, strict=True):
+            yield part
+            bar.update(len(chunk))

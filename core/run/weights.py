@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.errors import InputError
+from core.errors import InputError, first_line
 from core.method import backbones
 from core.method.backbones import PREFIX, TIMM, TORCHVISION, Pyramid, import_timm
 from core.method.networks import Network
@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except Exception as error:  # its own type of error, or the file system's
-        reason = str(error).splitlines()[0][:120]
+        reason = first_line(error, 120)
         raise InputError(f"{path}: not a readable file of safetensors ({reason})") from None
 
 
