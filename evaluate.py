@@ -200,8 +200,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.checkpoint is not None and (args.save_predictions is not None or known is None):
             predict.main(command)
         if known is not None:
-            print(f"{args.json}: scored before, with these settings and inputs")
-            print_table(known)
+            if distributed.is_main():
+                print(f"{args.json}: scored before, with these settings and inputs")
+                print_table(known)
             return
         if args.classifier is not None:
             network = checkpoint.load_model(args.classifier, (Classifier,), data.classes)
@@ -210,7 +211,8 @@ def main(argv: list[str] | None = None) -> None:
                 network, data, ids, data.image_labels(ids), args.workers, device, "evaluate"
             )
         elif "masks" not in inputs:
-            print(f"no ground truth: {len(ids)} predictions in {folder}, no score")
+            if distributed.is_main():
+                print(f"no ground truth: {len(ids)} predictions in {folder}, no score")
             return
         else:
             figures = evaluate(args, data, ids, folder, device) | {"map": map_name}

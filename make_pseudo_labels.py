@@ -54,7 +54,8 @@ class Labelling:
     device: torch.device
 
     def __call__(self, image_id: str, image: np.ndarray, scores: Scores) -> float | None:
-        """Write `OUT/<id>.png` of an image, uint8 (H, W, 3); return the background score used."""
+        """Write `OUT/<id>.png` of an image, uint8 (H, W, 3); return the background score used, None
+        where there is no score to compare it with."""
         maps = upsample(torch.from_numpy(scores.cam).float(), scores.size)
         threshold = self.threshold
         if threshold == "auto":
@@ -64,7 +65,7 @@ class Labelling:
             how = {"backend": self.backend, "device": self.device}
             labels = crf.refine_labels(image, labels, len(maps) + 1, self.iterations, **how)
         images.write_label(self.out / f"{image_id}.png", scores.class_table()[labels])
-        return threshold
+        return threshold if len(maps) else None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         threshold = args.threshold if data.background else None
         labelling = Labelling(args.out, threshold, iterations, backend, where)
         used = inference.label_images(labelling, data, ids, args, where)
+        used = [each for each in used if each is not None]
         if used and data.background and distributed.is_main():
             each = f" (each image its own, {min(used):.2f} to {max(used):.2f})"
             print(f"background score {np.mean(used):.2f}{each if args.threshold == 'auto' else ''}")

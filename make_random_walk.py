@@ -40,7 +40,7 @@ def get_args_parser() -> options.Parser:
     kind = options.or_word("auto", options.side)
     p.add_argument("--pad-to", type=kind, default="auto", help=words)
     p.add_constant(stage, "radius", options.integer(2, 64), "of a step, stride-4 pixels")
-    p.add_constant(stage, "beta", options.number(0, 1000), "exponent of the affinities")
+    p.add_constant(stage, "beta", options.number(1e-9, 1000), "exponent of the affinities")
     p.add_constant(stage, "log2_steps", options.integer(0, 12), "the walk has 2^N steps")
     options.add_batch_images(p, 4)
     options.add_amp(p)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import types
 
 from core.errors import InputError
 from core.run import distributed, options, parallel
@@ -152,9 +153,13 @@ def test_pool_goes_by_where_the_work_runs(monkeypatch):
     assert all(place[2:] == (1, "1") for place in places)
     assert os.environ["OMP_NUM_THREADS"] == "7"
     monkeypatch.setattr(parallel, "_start_stream", lambda _: None)
+    waits: list[int] = []  # their streams would not wait for what this one computes for a task
+    stream = types.SimpleNamespace(wait_stream=lambda _: waits.append(1))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: stream)
     gpu = torch.device("cuda", 0)
     with parallel.Pool(4, gpu) as pool:
         places = list(pool.map(where, [()] * 8))
+    assert len(waits) == 8
     assert {place[0] for place in places} == {os.getpid()}
     assert "MainThread" not in {place[1] for place in places}
     for alone in (parallel.Pool(1), parallel.Pool(0, gpu)):

@@ -78,6 +78,29 @@ def test_grey_levels_of_16_bit_files(tmp_path, bits, capsys, monkeypatch):
     assert capsys.readouterr().err.count(f"{bits} bits used") == (bits < 16)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16"])
+def test_tiffs_of_other_colours_are_turned_as_well(tmp_path, mode, orientation):
+    grey16 = Image.fromarray(picture()[..., 0].astype(np.uint16) << 8)
+    photo = grey16 if mode == "I;16" else Image.fromarray(picture()).convert(mode)
+    photo.save(tmp_path / "upright.tif")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo.save(tmp_path / "a.tif", exif=exif)
+    upright = images.as_array(images.read_image(tmp_path / "upright.tif"))
+    steps = {2: [np.fliplr], 3: [np.flipud, np.fliplr], 4: [np.flipud], 5: [_transposed],
+             6: [_transposed, np.fliplr], 7: [_transposed, np.flipud, np.fliplr],
+             8: [_transposed, np.flipud]}  # fmt: skip
+    for step in steps.get(orientation, []):
+        upright = step(upright)
+    np.testing.assert_array_equal(images.as_array(images.read_image(tmp_path / "a.tif")), upright)
+    assert images.image_size(tmp_path / "a.tif") == upright.shape[:2]
+
+
+def _transposed(pixels: np.ndarray) -> np.ndarray:
+    return pixels.transpose(1, 0, 2)
+
+
 @pytest.mark.parametrize("byte_order", "<>")
 def test_16_bit_tiff(tmp_path, byte_order):
     levels = np.linspace(0, 65535, 48 * 64).round().astype(f"{byte_order}u2").reshape(48, 64)

@@ -60,6 +60,21 @@ def test_pseudo_labels_are_of_the_class_where_it_beats_the_background(tmp_path):
         assert columns(tmp_path / "a.png") == expected
 
 
+def test_an_image_without_classes_has_no_background_score(tmp_path):
+    """Not one of 1, which would be part of the mean that is printed."""
+    image, scores = zones()
+    nothing = Scores(np.zeros(0, np.uint8), scores.cam[:0], SIZE)
+    labelling = PseudoLabelling(tmp_path, "auto", 1, "torch", CPU)
+    assert labelling("a", image, nothing) is None and columns(tmp_path / "a.png") == [0, 0, 0]
+    assert 0.25 < labelling("b", image, scores) < 0.9
+
+
+def test_a_walk_needs_an_exponent(capsys):
+    with pytest.raises(SystemExit):
+        make_random_walk.get_args_parser().parse_args(["--beta", "0"])
+    assert "--beta" in capsys.readouterr().err
+
+
 def edges(views: torch.Tensor) -> torch.Tensor:
     """A stand-in for the boundary network: logits (N, h, w) at stride 4."""
     return views[:, 0, ::4, ::4] - 3

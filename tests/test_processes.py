@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import fcntl
+import multiprocessing
 import os
 import re
 import signal
@@ -259,6 +260,16 @@ class HandsOver:
 
     def __reduce__(self):
         return fail, (self.error,)
+
+
+def test_loaders_fork_whatever_the_default_is():
+    """Python 3.14's default on Linux is a fork server, to which a local function cannot go."""
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        read = read_ahead([1, 2, 3], 1, batch_size=None, collate_fn=lambda item: 2 * item)
+        assert list(read) == [2, 4, 6]
+    finally:
+        multiprocessing.set_start_method(None, force=True)
 
 
 def fail(error: Exception) -> None:

@@ -66,6 +66,8 @@ def open_checked(path: Path) -> Image.Image:
             is_heic = file.read(12)[4:8] == b"ftyp"
         what = TO_CONVERT if is_heic else f"not a readable {FORMS}; replace the file"
         raise InputError(f"{path}: {what}") from None
+    if image.format == "TIFF":
+        image.filename = ""  # by name PIL maps it into memory; 13.0 then turns grey ones wrongly
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height}"
         image.close()

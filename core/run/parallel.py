@@ -1,6 +1,7 @@
 """Work beside this process: reading ahead, and the dense CRF of one image after another."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -48,6 +49,8 @@ def read_ahead(dataset: Any, workers: int, **how: Any) -> Iterator[Any]:
     process was killed; `run_main` says what may help.
     """
     how |= {"num_workers": workers, "worker_init_fn": ignore_interrupts}
+    if workers:  # from Python 3.14 on another start is the default, for which f must be picklable
+        how["multiprocessing_context"] = "fork"
     loader = DataLoader(dataset, prefetch_factor=4 if workers else None, **how)
     with signals_held():
         items = iter(loader)
@@ -93,6 +96,12 @@ def _start_stream(device: torch.device) -> None:
     torch.cuda.set_stream(torch.cuda.Stream())
 
 
+def _after(stream: torch.cuda.Stream, function: Callable[..., R], *task: Any) -> R:
+    """function(*task) on this thread's stream, once the other has done what it was given so far."""
+    torch.cuda.current_stream().wait_stream(stream)
+    return function(*task)
+
+
 def _drain(pipe: int) -> None:
     """Read what nobody wants any more."""
     with contextlib.suppress(OSError):
@@ -115,10 +124,12 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
 
     def __init__(self, jobs: int, device: torch.device = CPU):
         self.executor: Executor | None = None
+        self._stream: torch.cuda.Stream | None = None  # on which a GPU's tasks are made
         self._tasks: int | None = None  # the end of the tasks' pipe that the processes read
         on_gpu = device.type == "cuda"
         self.jobs = jobs or (1 if on_gpu else cpu_count())
         if self.jobs > 1 and on_gpu:
+            self._stream = torch.cuda.current_stream(device)
             self.executor = ThreadPoolExecutor(self.jobs, "", _start_stream, (device,))
         elif self.jobs > 1:
             # Not fork: the parent may hold CUDA and OpenMP threads.
@@ -156,6 +167,8 @@ class Pool(contextlib.AbstractContextManager["Pool"]):
         if self.executor is None:
             yield from (function(*task) for task in tasks)
             return
+        if self._stream is not None:
+            function = functools.partial(_after, self._stream, function)
         waiting: deque[Future[R]] = deque()
         for task in tasks:
             with signals_held():  # a process may start
