@@ -110,8 +110,10 @@ def print_table(figures: dict[str, Any]) -> None:
         print(f"{'map':<20}{figures['map']}")
     if truth := figures.get("ground_truth"):
         print(f"{'ground truth':<20}{truth['masks']} (digest {truth['digest']})")
-    print(f"{'false positives':<20}{figures['fp']:6.3f}")
-    print(f"{'false negatives':<20}{figures['fn']:6.3f}")
+    for key, name in (("fp", "false positives"), ("fn", "false negatives")):
+        print(f"{name:<20}{'none of a class' if figures[key] is None else f'{figures[key]:6.3f}'}")
+    if figures["fn"] is None:
+        print("warning: no class in the masks nor in the labels: the figure is the background's")
     print(f"{'images':<20}{figures['images']:6d}", flush=True)
 
 
@@ -143,7 +145,7 @@ def inputs_of(
         )
     if args.scores is not None:
         made = artefacts.read(args.scores, "scores", data.classes, ids)
-        inputs["scores"], map_name = made["digest"], made.get("results", {}).get("map")
+        inputs["scores"], map_name = made["digest"], artefacts.mapping(made, "results").get("map")
     elif args.labels is not None:
         inputs["labels"] = artefacts.read_labels(args.labels, ids, data)
     else:

@@ -76,12 +76,12 @@ def main(argv: list[str] | None = None) -> None:
         **data.inputs(ids, labels, verify=args.verify),
         "checkpoint": artefacts.read_model(args.checkpoint, data.classes),
     }
+    network = checkpoint.load_model(args.checkpoint, (Classifier,), data.classes)
     amp = precision.amp_type(args.amp, device)
     run = Run("make_cam", args, device, "scores", data.classes, inputs, {"amp": amp}, ids)
     with run:
         if run.finished:
             return
-        network = checkpoint.load_model(args.checkpoint, (Classifier,), data.classes)
         network = network.to(device, memory_format=torch.channels_last)
         pictures = {i: data.image_path(i) for i in ids}
         seen = functools.partial(images.fit_size, side=args.max_side)

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
                 for image_id, each in zip(group, walked, strict=True):
                     each.save(args.out / f"{image_id}.npz")
                 bar.update(len(group))
-        walked_from = before["results"].get("map", "scores")
+        walked_from = artefacts.mapping(before, "results").get("map", "scores")
         run.finish(images=len(ids), map=f"random walk from {walked_from}")
 
 

@@ -73,6 +73,9 @@ def find_pictures(given: list[Path]) -> dict[str, Path]:
         if path.is_dir():
             members = sorted(p for p in path.iterdir() if p.suffix.lower() in images.ENDINGS)
             members = [p for p in members if p.is_file() and not p.name.startswith(".")]
+            others = len([p for p in path.iterdir() if p.is_file()]) - len(members)
+            if others and members:
+                print(f"note: {path}: {others} other files, no {images.FORMS}", file=sys.stderr)
             if not members:
                 raise InputError(f"{path}: no picture in this folder ({images.FORMS})")
         elif not path.exists():
@@ -250,7 +253,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"left out: {error}", file=sys.stderr)
         if errors:
             bad = f"{len(errors)} of {len(pictures)} pictures left out, named above"
-            raise InputError(f"{bad}; replace them and start again")
+            remedy = "the others are done; predict these, once replaced, into another --out"
+            raise InputError(f"{bad}; {remedy}")
         run.finish(known, images=len(pictures))
     if overlays and distributed.is_main():
         print(f"{args.out}: {len(pictures)} label maps; overlays and a legend in overlays/")

@@ -11,5 +11,5 @@ stage make_cam.py \
   --checkpoint "$RUNS/classification/model.pt" \
   --out "$RUNS/cam" \
   "$@"
-made=$(out "$RUNS/cam" "$@")
-score "$SCORED" --scores "$made" --json "$made.json"
+made=$(given out "$RUNS/cam" "$@")
+score "$(scored "$@")" --scores "$made" --json "$made.json"

@@ -12,5 +12,5 @@ stage make_random_walk.py \
   --checkpoint "$RUNS/affinity/model.pt" \
   --out "$RUNS/rw" \
   "$@"
-made=$(out "$RUNS/rw" "$@")
-score "$SCORED" --scores "$made" --json "$made.json"
+made=$(given out "$RUNS/rw" "$@")
+score "$(scored "$@")" --scores "$made" --json "$made.json"

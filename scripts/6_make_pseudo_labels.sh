@@ -11,5 +11,5 @@ stage make_pseudo_labels.py \
   --scores "$RUNS/rw" \
   --out "$RUNS/pseudo" \
   "$@"
-made=$(out "$RUNS/pseudo" "$@")
-score "$SCORED" --labels "$made" --json "$made.json"
+made=$(given out "$RUNS/pseudo" "$@")
+score "$(scored "$@")" --labels "$made" --json "$made.json"

@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 if [ -z "$VAL" ]; then
-  echo "VAL is empty: no list to segment; predict.py takes any pictures"
+  echo "no list to segment: VAL is empty, or $DATA has no val.txt; predict.py takes any pictures"
   exit
 fi
 stage predict.py \
@@ -15,7 +15,7 @@ stage predict.py \
   --checkpoint "$RUNS/segmentation/model.pt" \
   --out "$RUNS/predictions" \
   "$@"
-made=$(out "$RUNS/predictions" "$@")
+made=$(given out "$RUNS/predictions" "$@")
 figures=$RUNS/val.json
 [ "$made" = "$RUNS/predictions" ] || figures=$made.json
-score "$VAL" --labels "$made" --json "$figures"
+score "$(given split "$VAL" "$@")" --labels "$made" --json "$figures"

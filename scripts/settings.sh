@@ -1,4 +1,5 @@
 # What every numbered script reads first. Change it here, or from outside: `GPUS=4 bash scripts/1_...`
+# Wherever a script is started, paths are relative to the repository.
 RECIPE=${RECIPE:-voc}             # voc: the paper's settings; coco: its followers' for COCO 2014 (docs/coco.md)
 declare -A recipe=()              # options of a stage that differ from its defaults
 case $RECIPE in
@@ -17,7 +18,7 @@ DATA=${DATA:-VOCdevkit/VOC2012}   # data root, prepared by 0_prepare_data.sh
 RUNS=${RUNS:-runs/voc}            # every stage writes a directory below this one
 SPLIT=${SPLIT:-train_aug}         # the list of images to train on
 SCORED=${SCORED:-train}           # the list whose masks score CAMs and pseudo-labels, where there are any
-VAL=${VAL-val}                    # the list to segment and score in the end; empty: none
+VAL=${VAL-auto}                   # the list to segment and score in the end; auto: val, if there; empty: none
 BACKBONE=${BACKBONE:-resnet50}    # or resnet18, 34, 101, resnest50, 101, 269, or timm:NAME
 WEIGHTS=${WEIGHTS:-imagenet}      # what the three trainings start from: imagenet, none, or a file
 GPUS=${GPUS:-1}                   # processes on this machine; --batch-size stays global
@@ -30,16 +31,24 @@ NODE_RANK=${NODE_RANK:-0}
 MASTER=${MASTER:-localhost:29400}
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ "$VAL" = auto ]; then
+  VAL=val
+  [ -e "$DATA/ImageSets/Segmentation/val.txt" ] || VAL=
+fi
 
 # SMOKE=1: every stage on 20 of your images, small, in minutes of a CPU: does all of it run here?
 if [ -n "${SMOKE:-}" ]; then
+  [ -d "$DATA" ] || { echo "error: DATA=$DATA: no such directory in $PWD" >&2; exit 1; }
   RUNS=$RUNS/smoke
   lists=$RUNS/data/ImageSets/Segmentation
   mkdir -p "$lists"
   for each in "$DATA"/*; do
     [ "${each##*/}" = ImageSets ] || ln -sfn "$(realpath "$each")" "$RUNS/data/"
   done
-  for each in "$SPLIT" $VAL; do head -n 20 "$DATA/ImageSets/Segmentation/$each.txt" >"$lists/$each.txt"; done
+  for each in "$SPLIT" $VAL; do # evenly spread: lists are sorted by class
+    awk '{ id[NR] = $0 } END { n = NR < 20 ? NR : 20; for (i = 0; i < n; i++) print id[int(i * NR / n) + 1] }' \
+      "$DATA/ImageSets/Segmentation/$each.txt" >"$lists/$each.txt"
+  done
   DATA=$RUNS/data SCORED=$SPLIT
   training="--epochs 2 --batch-size 4 --crop 192 --sides 128 256"
   recipe[train_classification.py]+=" $training"
@@ -53,8 +62,11 @@ fi
 
 # stage SCRIPT OPTIONS...: run a stage on all GPUs; an option given twice counts as given last
 stage() {
-  local script=$1
+  local script=$1 each
   shift
+  for each in "$@"; do
+    case $each in -h | --help) python "$script" --help; exit ;; esac
+  done
   # shellcheck disable=SC2086 # options are words
   set -- "$script" ${recipe[$script]:-} "$@"
   if [ "$GPUS" -gt 1 ] || [ "$NODES" -gt 1 ]; then
@@ -65,22 +77,40 @@ stage() {
   fi
 }
 
-# score LIST OPTIONS...: score a directory against the masks of a list, where there are any
+# score LIST OPTIONS...: score a directory against the masks of a list, where all its images have one
 score() {
-  local list=$1 first
+  local list=$1 id masks=0 count=0
   shift
-  first=$(head -n 1 "$DATA/ImageSets/Segmentation/$list.txt" 2>/dev/null || true)
-  first=$(sed -E 's|^([^ ]*/)?JPEGImages/([^ ]+)\.[A-Za-z]+( .*)?$|\2|' <<<"$first")  # DeepLab's lists
-  [ -e "$DATA/SegmentationClass/$first.png" ] || return 0
+  while read -r id; do
+    count=$((count + 1))
+    if [ -e "$DATA/SegmentationClass/$id.png" ]; then masks=$((masks + 1)); fi
+  done < <(sed -E 's|^([^ ]*/)?JPEGImages/([^ ]+)\.[A-Za-z]+( .*)?$|\2|' \
+    "$DATA/ImageSets/Segmentation/$list.txt" 2>/dev/null) # DeepLab's lists
+  if [ "$masks" = 0 ]; then return; fi
+  if [ "$masks" -lt "$count" ]; then
+    echo "not scored: of the $count images of $list $masks have a mask; list those and give SCORED=LIST"
+    return
+  fi
   python evaluate.py --data "$DATA" --split "$list" "$@"
 }
 
-# out DIRECTORY OPTIONS...: what the options name by --out, else the directory
-out() {
-  local found=$1
-  while [ $# -gt 1 ]; do
+# given NAME DEFAULT OPTIONS...: what the options say of --NAME, else the default
+given() {
+  local name=--$1 found=$2
+  shift 2
+  while [ $# -gt 0 ]; do
+    case $1 in
+      "$name") found=${2:-} ;;
+      "$name="*) found=${1#*=} ;;
+    esac
     shift
-    if [ "$1" = --out ]; then found=${2:-}; fi
   done
-  echo "$found"
+  echo "${found%/}"
+}
+
+# scored OPTIONS...: the list that the scores or labels made with these options are scored on
+scored() {
+  local list
+  list=$(given split "$SPLIT" "$@")
+  if [ "$list" = "$SPLIT" ]; then echo "$SCORED"; else echo "$list"; fi
 }

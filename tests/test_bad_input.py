@@ -212,7 +212,7 @@ def segment(root: Path, *more: object) -> None:
     ("label", "message"),
     [
         (np.zeros((48, 60), np.uint8), "label map of 60x48 pixels, image of 64x48"),
-        (np.full((48, 64), 4, np.uint8), "label 4 is outside the 4 classes"),
+        (np.full((48, 64), 4, np.uint8), "label 4 is outside 0 to 3"),
         (np.zeros((48, 64, 3), np.uint8), "not an 8-bit palette or grey PNG but RGB"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 from core.data import images
@@ -138,6 +139,22 @@ def test_labels_from_text_and_from_annotations(data_root):
     objects = "".join(f"<object><name>{n}</name></object>" for n in ("bar", "disc", "bar"))
     (data_root / "Annotations/train0.xml").write_text(xml.format(objects))
     assert data.image_labels(["train0"]) == {"train0": [1, 3]}
+
+
+@pytest.mark.parametrize("end", ["", "\t"])
+def test_negatives_with_spaces_in_their_names(data_root, end):
+    """Where any line holds a tab, all are parted by tabs; an id alone may end in one."""
+    (data_root / "labels.txt").write_text(f"train 0\tdisc bar\ntrain 1{end}\ntrain 2{end}\n")
+    (data_root / "classes.txt").write_text("disc bar\n")
+    found = DataRoot(data_root).image_labels(["train 0", "train 1", "train 2"])
+    assert found == {"train 0": [1], "train 1": [], "train 2": []}
+
+
+def test_a_name_in_another_unicode_form(data_root):
+    name = unicodedata.normalize("NFD", "\u00e9t\u00e9")
+    (data_root / "JPEGImages/train0.jpg").rename(data_root / f"JPEGImages/{name}.jpg")
+    with pytest.raises(InputError, match="another Unicode form"):
+        DataRoot(data_root).image_path("\u00e9t\u00e9")
 
 
 def test_no_image_has_no_labels(data_root):

@@ -295,3 +295,24 @@ def test_broken_torch_is_a_finding(tmp_path: Path) -> None:
     assert any(line.startswith("FAIL torch: does not work: libcudart.so") for line in lines)
     assert any(line.startswith("warn data: not checked") for line in lines)
     assert not any("please report" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("", "--batch-size 32 is larger than the 3 images"),
+        ("--batch-size 3 --accumulate 2", "not divisible by 1 processes x --accumulate 2"),
+        ("--batch-size 3 --gpus 2", "not divisible by 2 processes"),
+        ("--batch-size 2 --crop 100", "--crop 100 is not divisible by 16 x --grid 2; 96 is"),
+    ],
+)
+def test_what_a_training_would_refuse(root: Path, given: str, words: str) -> None:
+    args = options("--data", str(root), *given.split())
+    with pytest.raises(InputError, match=re.escape(words)):
+        list(doctor.check_training(args))
+
+
+def test_steps_of_the_trainings(root: Path) -> None:
+    found = list(doctor.check_training(options("--data", str(root), "--batch-size", "2")))
+    assert [level for level, *_ in found] == ["ok"] * 3
+    assert found[0][2] == "train_classification: 15 steps of 2 images"

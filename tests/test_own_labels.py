@@ -37,6 +37,27 @@ def test_tables(folder: Path, tmp_path: Path, form: str) -> None:
     assert labels_of(data) == CAT_DOG
 
 
+@pytest.mark.parametrize(
+    ("yes", "no"), [("1", "-1"), ("yes", "no"), ("x", ""), ("Y", "N")]
+)  # fmt: skip
+def test_marks_in_the_columns_of_classes(folder: Path, tmp_path: Path, yes: str, no: str) -> None:
+    rows = f"a.jpg,{yes},{no}\nb.jpg,{yes},{yes}\nc.png,{no},{yes}\nd.jpg,{no},{no}\n"
+    table = write(tmp_path / "labels.csv", f"file,cat,dog\n{rows}")
+    assert labels_of(make(folder, "--labels", table)) == CAT_DOG
+
+
+def test_counts_are_no_marks(folder: Path, tmp_path: Path) -> None:
+    """Left out with a note, a column of counts would make its pictures negatives."""
+    table = write(tmp_path / "labels.csv", "file,cat,dog\na.jpg,2,0\nb.jpg,0,1\nc.png,0,0\n")
+    with pytest.raises(InputError, match="'cat' holds 0, 2, as of counts"):
+        make(folder, "--labels", table)
+
+
+def test_a_spreadsheet(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a spreadsheet; save it as CSV"):
+        make(folder, "--labels", write(tmp_path / "labels.xlsx", "PK"))
+
+
 def test_names_of_two_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     table = write(tmp_path / "labels.csv", "a.jpg,red panda\nb.jpg,snow fox\n")
     assert labels_of(make(folder, "--labels", table)) == {"a": {"red panda"}, "b": {"snow fox"}}

@@ -140,6 +140,17 @@ def test_masks(folder: Path, tmp_path: Path) -> None:
         make(folder, "--masks", masks, "--labels", table)
 
 
+def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, capsys) -> None:
+    """A link that leads nowhere, pictures of other forms."""
+    for name in ("cat", "dog"):
+        picture(folder / name / f"{name}.jpg")
+    (folder / "cat/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (folder / "dog/moving.gif").write_bytes(b"GIF89a")
+    make(folder)
+    printed = capsys.readouterr().out
+    assert "cat/gone.jpg" in printed and "dog/moving.gif: .gif is not read" in printed
+
+
 def test_masks_beside_the_pictures(folder: Path, capsys: pytest.CaptureFixture) -> None:
     values = {"a.png": [255], "b.png": [], "c_mask.png": [255, 255]}
     masks_for(folder, folder, values)

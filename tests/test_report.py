@@ -60,6 +60,21 @@ def test_the_page_is_self_contained_and_escaped(tree, tmp_path):
     assert "damaged or not JSON" in page.text and "re/cam.json" in twin
 
 
+@pytest.mark.parametrize("name", ["index.html", "overview.png", "figures.json"])
+def test_files_of_others_are_not_replaced(demo, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text('{"images": [], "annotations": []}')
+    more = f"--metrics {tmp_path}/out/figures.json" if name == "figures.json" else ""
+    with pytest.raises(InputError, match=name):
+        make(demo, out=tmp_path / "out", more=more)
+    assert "annotations" in (tmp_path / "out" / name).read_text()
+
+
+def test_a_report_is_made_again(demo, tmp_path):
+    for _ in range(2):
+        make(demo, out=tmp_path / "out", more=f"--metrics {tmp_path}/figures.json")
+
+
 def test_hostile_names_stay_text(demo, data_root, tmp_path):
     name = '"><img src=x onerror=alert(1)>$\\frac|`'
     (data_root / "classes.txt").write_text(f"{name}\nsquare\nbar\n")

@@ -161,6 +161,22 @@ def check_data(args: argparse.Namespace) -> Findings:
     return data_pass.check(args.data, args.split, CORES if args.workers is None else args.workers)
 
 
+def check_training(args: argparse.Namespace) -> Findings:
+    from core.data.datasets import DataRoot
+    from core.run.plan import Plan
+    from tools import budget
+
+    import torch
+
+    if args.data is None:
+        return
+    images = len(DataRoot(args.data).ids(args.split))
+    for stage in (each for each in args.stage if each.startswith("train_")):
+        plan = Plan.of(budget.options_of(stage, args), images, torch.device("cpu"), args.gpus)
+        found = f"{stage}: {plan.max_step} steps of {plan.batch_size} images"
+        yield "ok", "training", found, ""
+
+
 def check_output(args: argparse.Namespace) -> Findings:
     out = args.out.resolve()
     folder = next(path for path in (out, *out.parents) if path.exists())
@@ -198,7 +214,8 @@ def check_workers(args: argparse.Namespace) -> Findings:
 def examine(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
     """All findings; a check that fails itself is one more."""
     findings: list[tuple[str, str, str, str]] = []
-    checks = (check_memory, check_time, check_weights, check_data, check_output, check_workers)
+    checks = (check_memory, check_time, check_weights, check_data, check_training, check_output)
+    checks += (check_workers,)
     for check in (check_versions, check_crf, *checks):
         what = check.__name__.removeprefix("check_")
         try:

@@ -12,6 +12,7 @@ bmp and tif become PNG. What you have is never changed. docs/own_data.md has the
 """
 
 import argparse
+import contextlib
 import shutil
 import sys
 from collections import Counter
@@ -125,8 +126,10 @@ def digest(paths: Iterable[Path]) -> str:
     """A digest of names, sizes and times of the files that go in."""
     stats = []
     for path in paths:
-        found = path.stat()
-        stats.append(f"{path.resolve()} {found.st_size} {found.st_mtime_ns}")
+        stats.append(str(path.resolve()))
+        with contextlib.suppress(FileNotFoundError):  # of a dangling link
+            found = path.stat()
+            stats.append(f"{found.st_size} {found.st_mtime_ns}")
     return files.digest_text(stats)
 
 

@@ -29,6 +29,8 @@ from tools.reporting.gallery import galleries, overview
 from tools.reporting.pictures import albums
 from tools.reporting.templating import page
 
+MARK = "<title>Puzzle-CAM: results</title>"  # of this tool's page
+
 
 def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
@@ -53,10 +55,26 @@ def get_args_parser() -> options.Parser:
     return p
 
 
+def check_out(out: Path, metrics: Path | None) -> None:
+    """Refuse to replace files of others: the report's in `out`, and the JSON of --metrics."""
+    if metrics is not None and metrics.exists():
+        there = files.read_json(metrics, "choose another name for the result")
+        each = [there] if "seconds" in there else there.values()  # of one family, or of several
+        if not all(isinstance(found, dict) and "seconds" in found for found in each):
+            raise InputError(f"{metrics}: not a result of this script; choose another name")
+    index = out / "index.html"
+    if index.is_file() and MARK in index.read_text("utf-8", "replace")[:1000]:
+        return
+    for name in ("index.html", "report.md", "overview.png", "compare.html"):
+        if (out / name).exists():
+            raise InputError(f"{out / name}: not of a report; choose another --out")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     if args.metrics is not None:
         files.check_own(args.metrics)
+    check_out(args.out, args.metrics)
     if not args.runs and not args.compare:
         raise InputError("give folders of runs, or --compare with two")
     args.runs = args.runs or args.compare

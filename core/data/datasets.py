@@ -13,6 +13,7 @@ Nothing here assumes 20 classes or that masks exist. Where classes.txt begins wi
 import functools
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class DataRoot:
         Raises InputError for a list that is missing or empty, an id twice or unfit as a file name.
         """
         path = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        lines = _lines(path, "tools/prepare_voc.py writes VOC's lists; see data/README.md")
+        lines = _lines(path, "list one image id a line; of VOC tools/prepare_voc.py does it")
         ids = [pair[1] if (pair := PAIR.match(line)) else line for line in lines]
         if not ids:
             raise InputError(f"{path}: the split is empty; list one image id a line")
@@ -109,7 +110,11 @@ class DataRoot:
         if len(names) > 1:
             raise InputError(f"{folder / names[0]}: {names[1]} has the same id; remove one")
         if not (folder / names[0]).is_file():
-            raise InputError(f"{folder / names[0]}: no such image, yet its id is in the list")
+            form = functools.partial(unicodedata.normalize, "NFC")
+            alike = {form(name) for name in self._names} - self._names.keys()
+            hint = " (there it is spelled in another Unicode form; rename one)"
+            what = f"no such image, yet its id is in the list{hint * (form(image_id) in alike)}"
+            raise InputError(f"{folder / names[0]}: {what}")
         return folder / names[0]
 
     @functools.cached_property
@@ -207,10 +212,11 @@ def _other_spelling(name: str, known: Iterable[str]) -> str:
 
 
 def _read_labels_txt(path: Path) -> dict[str, list[str]]:
-    """`id class class ...` a line; with tabs between where an id or class holds spaces."""
+    """`id class class ...` a line; all with tabs between where an id or class holds spaces."""
     labels: dict[str, list[str]] = {}
-    for line in _lines(path, "list `id class class ...`"):
-        image_id, *names = map(str.strip, line.split("\t" if "\t" in line else None))
+    text = files.read_text(path, "list `id class class ...`")
+    for line in filter(str.strip, text.splitlines()):
+        image_id, *names = map(str.strip, line.split("\t" if "\t" in text else None))
         if image_id in labels:
             raise InputError(f"{path}: {image_id!r} is listed twice; keep one line")
         labels[image_id] = [name for name in names if name]

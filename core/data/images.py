@@ -195,12 +195,14 @@ def fit(picture: np.ndarray, side: int, nearest: bool = False) -> np.ndarray:
     return np.array(Image.fromarray(picture).resize((width, height), how))
 
 
-def read_label(path: Path, n_classes: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a label map as uint8 (H, W): 0 background, 1..n_classes - 1 classes, 255 ignore.
+def read_label(
+    path: Path, n_labels: int, size: tuple[int, int] | None = None, of: str = "image"
+) -> np.ndarray:
+    """Read a label map as uint8 (H, W): 0 background, 1..n_labels - 1 classes, 255 ignore.
 
-    Raises InputError for a file that is missing, damaged, not an 8-bit index PNG, not of the
-    image's `size` (H, W) where that is given, holds a label outside the classes or has the colours
-    of VOC's labels at other indices.
+    Raises InputError for a file that is missing, damaged, not an 8-bit index PNG, not of the `size`
+    (H, W) of its image, or of what is `of` that size, where that is given, holds a label outside
+    the classes or has the colours of VOC's labels at other indices.
     """
     with open_checked(path) as image:
         if image.format != "PNG" or image.mode not in ("P", "L", "1"):
@@ -211,17 +213,18 @@ def read_label(path: Path, n_classes: int, size: tuple[int, int] | None = None) 
         except (OSError, SyntaxError, ValueError, EOFError, MemoryError):
             raise InputError(f"{path}: truncated or damaged; replace the file") from None
     if size is not None and label.shape != tuple(size):
-        found = f"{label.shape[1]}x{label.shape[0]} pixels, image of {size[1]}x{size[0]}"
+        found = f"{label.shape[1]}x{label.shape[0]} pixels, {of} of {size[1]}x{size[0]}"
         turned = "; is the mask not turned as the image's EXIF says?"
         hint = turned if label.shape == tuple(size)[::-1] else ""
         raise InputError(f"{path}: label map of {found}; they must agree{hint}")
     if palette is not None:
         _check_colours(path, label, np.array(palette, np.uint8).reshape(-1, 3))
     known = np.zeros(256, bool)
-    known[:n_classes] = known[IGNORE] = True
+    known[:n_labels] = known[IGNORE] = True
     if not known[label].all():
         wrong = int(label[~known[label]][0])
-        raise InputError(f"{path}: label {wrong} is outside the {n_classes} classes (255 = ignore)")
+        what = f"label {wrong} is outside 0 to {n_labels - 1} (255 = ignore)"
+        raise InputError(f"{path}: {what}; are these masks of other classes?")
     return label
 
 

@@ -112,7 +112,8 @@ def labels(data: DataRoot, folder: Path, masks: str, ids: Sequence[str]) -> OfLa
     counts = nothing(data, None)
     for image_id in ids:
         mask = images.read_label(data.mask_path(image_id, masks), data.n_labels)
-        label = images.read_label(folder / f"{image_id}.png", data.n_labels, mask.shape)
+        path = folder / f"{image_id}.png"
+        label = images.read_label(path, data.n_labels, mask.shape, "mask")
         counts.confusion.update(label, mask)
         counts.boundary.update(label, mask)
     return counts
@@ -127,10 +128,9 @@ def of_classifier(
     for row, classes in zip(positive, labels, strict=True):
         row[np.array(classes, int) - 1] = True
     each = [average_precision(*pair) for pair in zip(logits.T, positive.T, strict=True)]
-    known = [None if np.isnan(ap) else round(ap, 4) for ap in each]
     return {
         "mean_average_precision": round(mean(np.array(each)), 4),
-        "average_precision": dict(zip(data.classes, known, strict=True)),
+        "average_precision": dict(zip(data.classes, map(known, each), strict=True)),
         "images": len(labels),
     }
 
@@ -158,15 +158,19 @@ def figures(matrix: ConfusionMatrix, data: DataRoot) -> dict[str, Any]:
         "precision": by_name(matrix.precision(), data),
         "recall": by_name(matrix.recall(), data),
         "confusion": matrix.matrix.tolist(),
-        "fp": round(matrix.fp(background=False), 6),
-        "fn": round(matrix.fn(background=False), 6),
+        "fp": known(matrix.fp(background=False), 6),
+        "fn": known(matrix.fn(background=False), 6),
     }
+
+
+def known(value: float, digits: int = 4) -> float | None:
+    """A figure for JSON, which has no NaN."""
+    return None if np.isnan(value) else round(value, digits)
 
 
 def by_name(values: np.ndarray, data: DataRoot) -> dict[str, float | None]:
     """Figures by class name, None for NaN; without the background where there is none."""
-    known = [None if np.isnan(value) else round(value, 4) for value in values.tolist()]
-    named = dict(zip(["background", *data.classes], known, strict=True))
+    named = dict(zip(["background", *data.classes], map(known, values.tolist()), strict=True))
     if not data.background:
         del named["background"]
     return named

@@ -104,9 +104,10 @@ def read_labels(
     if (folder / "run.json").exists():
         made = read(folder, "labels", data.classes, ids)
         digest = made["digest"]
-        if confident is not None and confident != (made["stage"] == "make_affinity_labels"):
+        stage = made.get("stage", "hand")
+        if confident is not None and confident != (stage == "make_affinity_labels"):
             usual = "make_affinity_labels" if confident else "make_pseudo_labels"
-            note(f"{folder}: made by {made['stage']}; usual are labels of {usual}")
+            note(f"{folder}: made by {stage}; usual are labels of {usual}")
     else:
         digest = files.digest_files(paths)
     images.check_classes(paths, data.background)

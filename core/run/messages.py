@@ -65,8 +65,10 @@ def next_commands(record: dict[str, Any], out: Path) -> list[str]:
         return []
     step = steps.STEPS[names.index(out.name) + 1]
     models = {each.name for each in steps.STEPS if each.holds == "model"}
-    command = ["python", f"{step.script}.py", "--data", arguments["data"]]
-    command += ["--split", "val" if step.split == "val" else arguments["split"]]
+    split = "val" if step.split == "val" else arguments["split"]
+    if not Path(arguments["data"], "ImageSets/Segmentation", f"{split}.txt").exists():
+        return []
+    command = ["python", f"{step.script}.py", "--data", arguments["data"], "--split", split]
     for option, name in step.reads:
         source = out.parent / name
         if not (source / "run.json").exists():

@@ -35,6 +35,11 @@ def model(text: str) -> Path:
     return found / "model.pt" if found.is_dir() else found
 
 
+def weights(text: str) -> str:
+    """An argparse type: imagenet, none or a file; of a training's directory its model.pt."""
+    return text if text in ("imagenet", "none") else str(model(text))
+
+
 def number(low: float, high: float, kind: type = float) -> Callable[[str], Any]:
     """An argparse type: a number from `low` to `high`, whole if `kind` is int."""
     words = f"a {'whole ' * (kind is int)}number from {low:g} to {high:g}"
@@ -219,7 +224,9 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     words = (
         "imagenet, none, or a file: a checkpoint of torchvision's or timm's, any stage's model.pt"
     )
-    p.add_argument("--weights", how=True, default="imagenet", help=words)  # what they hold counts
+    p.add_argument(
+        "--weights", how=True, type=weights, default="imagenet", help=words
+    )  # what they hold counts
     words = "a model.pt of this stage to start from: all its layers, of the same classes"
     p.add_argument("--init", type=model, help=words)
     p.add_constant(stage, "epochs", integer(1, 100_000), "times that every image is seen")

@@ -42,8 +42,10 @@ class Plan:
     track: str = "none"
 
     @classmethod
-    def of(cls, args: argparse.Namespace, n_images: int, device: torch.device) -> "Plan":
-        """The plan of a command line for a split of `n_images`.
+    def of(
+        cls, args: argparse.Namespace, n_images: int, device: torch.device, processes: int = 0
+    ) -> "Plan":
+        """The plan of a command line for a split of `n_images`, on the processes there are or more.
 
         InputErrors: a tracker that is not installed; fewer than 2 images; a batch larger than the
         data set, or that processes and microbatches do not divide; a crop that the stride does not;
@@ -56,7 +58,7 @@ class Plan:
         if args.batch_size > n_images:
             images = f"the {n_images} images of split {args.split!r}"
             raise InputError(f"{batch} is larger than {images}; lower it")
-        world = distributed.world_size()
+        world = processes or distributed.world_size()
         if args.batch_size % (world * args.accumulate):
             by = f"{world} processes x --accumulate {args.accumulate}"
             raise InputError(f"{batch} is not divisible by {by}")

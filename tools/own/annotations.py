@@ -88,6 +88,8 @@ def read(paths: Iterable[Path], known: Callable[[str], bool], separator: str = "
 
 
 def _json(path: Path) -> tuple[list[Entry], list[str]]:
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise InputError(f"{path}: a spreadsheet; save it as CSV")
     try:
         value = json.loads(files.read_text(path, AGAIN, MAX_BYTES))
     except (ValueError, RecursionError):

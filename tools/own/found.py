@@ -160,6 +160,9 @@ def read_masks(found: Found, folder: Path, take_labels: bool) -> None:
     if take_labels:
         for picture, some in values.items():
             found.labels[picture] = {found.order[v - 1] for v in some - {images.IGNORE}}
+        if unknown := [p.name for p, some in values.items() if some == {images.IGNORE}]:
+            what = f"{len(unknown)} as {unknown[0]}: masks of 0 and 255, unknown, alone"
+            found.notes.append(f"{what}, are taken for pictures with none of the classes")
 
 
 def choose_classes(found: Found, given: list[str], source: Path, nothing: set[str]) -> list[str]:

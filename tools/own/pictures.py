@@ -14,7 +14,7 @@ from core import files
 from core.data import images
 from core.errors import InputError
 
-REFUSED = (".heic", ".heif", ".avif")
+REFUSED = (".heic", ".heif", ".avif", ".gif", ".jfif", ".jp2", ".psd", ".svg", ".dng")
 ENDINGS = (*images.ENDINGS, *REFUSED)
 KEPT = {form: (".jpg", ".jpeg", ".png") for form in ("JPEG", "MPO", "PNG")}  # others become PNGs
 
@@ -140,8 +140,9 @@ def _any_case(text: str) -> str:
 def probe(picture: Picture) -> Probe:
     """Decode a picture; InputError for one that is damaged or of a form that is not taken."""
     path = picture.path
-    if path.suffix.lower() in REFUSED:
-        raise InputError(f"{path}: {images.TO_CONVERT}")
+    if (ending := path.suffix.lower()) in REFUSED:
+        other = f"{ending} is not read; save a copy as {images.FORMS}"
+        raise InputError(f"{path}: {images.TO_CONVERT if ending in REFUSED[:3] else other}")
     with images.open_checked(path) as image:
         pages = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
         turned = images.orientation(image) > 1

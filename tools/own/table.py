@@ -17,6 +17,8 @@ ENDINGS = (".csv", ".tsv", ".txt")
 # The column that holds names of classes, by its header.
 LABEL_HEADS = {"label", "labels", "class", "classes", "class_name", "tag", "tags", "category"}
 BITS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+# More of what people write into a column of a class.
+MARKS = BITS | {"-1": False, "no": False, "n": False, "yes": True, "y": True, "x": True}
 BITS_NAMED = "0 and 1 alone: call the column after the class that 1 stands for"
 PICTURES = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|hei[cf])$", re.IGNORECASE)
 Rows = list[list[str]]
@@ -67,7 +69,7 @@ class Table:
 
     def _read(self, head: list[str]) -> None:
         others = [i for i in range(len(self.rows[0])) if i != self.file]
-        bits = {i for i in others if {cell.casefold() for cell in self._column(i)} <= BITS.keys()}
+        bits = {i for i in others if {cell.casefold() for cell in self._column(i)} <= MARKS.keys()}
         if not head:
             if others and bits == set(others) and any(map(any, map(self._column, others))):
                 what = "columns of 0 and 1 without a header"
@@ -84,12 +86,16 @@ class Table:
             what = f"which of the columns {names} holds the classes? call it `label`"
             raise InputError(f"{self.path}: {what}")
         used = {*named} or {i for i in bits if head[i]}
+        for i in [i for i in others if i not in used and head[i] and not named]:
+            if "0" in (cells := set(self._column(i))) and all(map(str.isdigit, cells)):
+                what = f"the column {head[i]!r} holds {', '.join(sorted(cells)[:4])}, as of counts"
+                raise InputError(f"{self.path}: {what}; write 1 where the class is in the picture")
         if unused := [head[i] for i in others if i not in used and head[i]]:
             self.notes.append(f"{self.path}: columns left out: {', '.join(unused)}"[:200])
         if named:
             return self._read_names(named)
         for row in self.rows:
-            marked = [head[i] for i in sorted(used) if BITS[row[i].casefold()]]
+            marked = [head[i] for i in sorted(used) if MARKS[row[i].casefold()]]
             self.classes.setdefault(row[self.file], []).extend(marked)
 
     def _read_names(self, columns: list[int]) -> None:

@@ -117,12 +117,14 @@ def overview(family: Family, albums: list[Album], args: Namespace, warnings: lis
     A picture shows every step: what the segmentation was not asked for, the device does now.
     """
     lines: list[list[Place]] = []
+    unknown = set(args.ids)
     with tempfile.TemporaryDirectory() as temporary:
         for album in albums:
             with noting(warnings, "overview: "):
                 abreast = max(1, WIDTH // len(album.titles))
                 listed = album.data.ids(album.split)
                 ids = [i for i in args.ids if i in listed]
+                unknown -= set(listed)
                 full = min(-(-args.overview // abreast), len(listed) // abreast) * abreast
                 ids = ids or spread(listed, full or args.overview)
                 with noting(warnings, "overview: "):
@@ -130,6 +132,8 @@ def overview(family: Family, albums: list[Album], args: Namespace, warnings: lis
                     album.columns += segment(family, album, ids, args.device, out)
                 strips = list(album.strips(ids, warnings, "overview"))
                 lines += arrange(album.titles, strips, abreast)
+    if unknown:
+        warnings.append(f"overview: {', '.join(sorted(unknown)[:4])}: in no list of these runs")
     if lines:
         draw(lines, albums[0].data.classes, args.side, args.out / "overview.png")
 

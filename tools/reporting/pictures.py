@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from core import recipe, steps
 from core.data import images, scoring
-from core.data.datasets import DataRoot
+from core.data.datasets import DataRoot, class_difference
 from core.data.metrics import ConfusionMatrix
 from core.data.scores import Scores
 from core.data.visual import heat_map, overlay
+from core.errors import InputError
 from core.steps import Step
 from tools.reporting import summarise
 from tools.reporting.collect import Family, noting, number
@@ -121,6 +122,8 @@ def albums(family: Family, args: Namespace, warnings: list[str]) -> list[Album]:
             told |= {name: str(value) for name, value in record["settings"].items() if value}
         with noting(warnings, f"{family.name}: no pictures: "):
             data = DataRoot(args.data or Path(made[0][2].data))
+            if (classes := first.records[step.name].get("classes")) not in (None, data.classes):
+                raise InputError(f"{data.root}: {class_difference(data.classes, classes)}")
             found.append(Album(data, told["split"], told["masks"], []))
             for step, row, pipeline in made:
                 title = summarise.label(row, step)
