@@ -85,7 +85,8 @@ def held_out(
 def small_tiles(args: argparse.Namespace) -> str | None:
     """A note before the hours are spent: what the paper's L_re does to small photographs."""
     is_papers = args.re and args.re_seams == "keep" and args.re_scale == "raw"
-    if not is_papers or args.crop // args.grid >= SMALL_TILE or args.weights == "none":
+    pretrained = args.init is not None or args.weights != "none"
+    if not is_papers or args.crop // args.grid >= SMALL_TILE or not pretrained:
         return None
     return (
         f"note: tiles of {args.crop // args.grid} pixels: on photographs L_re flattens the maps; "

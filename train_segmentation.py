@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     start = weights.of(args)
     torch.manual_seed(args.seed)
     network = DeepLabV3Plus(args.backbone, data.n_labels, start)
-    weights.take_rest(network, args.init, data.classes)
+    weights.take_rest(network, args.init, data.classes, data.background)
     if not data.background:
         network.rule_out_background()
 

@@ -85,3 +85,36 @@ def test_weights_that_are_no_tensors(tmp_path):
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(InputError, match="its weights are no tensors"):
         weights.take_rest(network, tmp_path / "model.pt", ["a", "b"])
+
+
+def test_a_background_that_was_ruled_out(tmp_path, capsys):
+    """Its layer starts again where there is a background, and stays where there is none."""
+    made = NETWORKS["segmentation"](2)
+    made.rule_out_background()
+    checkpoint.save_model(tmp_path / "model.pt", made, ["a", "b"])
+    for background in (True, False):
+        fresh = NETWORKS["segmentation"](2)
+        weights.take_rest(fresh, tmp_path / "model.pt", ["a", "b"], background)
+        names = ["decoder.4.weight", "decoder.4.bias"] if background else []
+        assert set(anew(fresh, made)) == set(names)
+
+
+def test_init_is_another_start_than_weights(inputs, tmp_path, capsys):
+    """Although the file is the same: the new layers are another matter."""
+    model = inputs / "classification" / "model.pt"
+    given = ["--data", inputs / "data", "--split", "train", "--out", tmp_path, *SMALL]
+    words = ("--epochs", 1)
+    run_stage(train_classification.main, *given, *words, "--init", model)
+    assert f"all weights of {model}" in capsys.readouterr().out
+    at = given.index("--weights")
+    with pytest.raises(InputError, match="made with other inputs"):
+        run_stage(
+            train_classification.main, *given[:at], "--weights", model, *given[at + 2 :], *words
+        )
+    with pytest.raises(InputError, match="leave --weights out"):
+        run_stage(train_classification.main, *given, "--init", model, "--weights", model)
+
+
+def test_a_last_pt_is_no_start(inputs, tmp_path):
+    with pytest.raises(InputError, match=r"last\.pt: .* give the model\.pt beside it"):
+        weights.load(inputs / "classification/last.pt", "resnet18")

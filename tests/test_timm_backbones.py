@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -17,7 +18,7 @@ from core.errors import InputError
 from core.method import backbones, cam
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from core.method.puzzle import merge, tile
-from core.run import checkpoint, weights
+from core.run import checkpoint, training, weights
 
 import numpy as np
 import pytest
@@ -109,6 +110,9 @@ def test_plain_vits_are_for_classifiers(name):
         ("timm:tf_efficientnet_lite9", "no model 'tf_efficientnet_lite9'; is tf_efficientnet_lite"),
         ("timm:convnext_atto.in99k", "no model 'convnext_atto.in99k'; is convnext_atto.d2_in1k"),
         ("timm:mixer_s16_224", "takes no images of 32x32"),
+        ("timm:crossvit_15_dagger_408", "no pyramid of maps: it gives .* of an image of"),
+        ("timm:mvitv2_tiny", "takes no images of 480x320"),
+        ("timm:lambda_resnet26t", "has 3-d convolutions"),
         ("timm:hf_hub:someone/convnext", "unknown backbone"),
         ("timm:../x", "unknown backbone"),
         ("timm:", "unknown backbone"),
@@ -118,6 +122,45 @@ def test_names_that_are_refused(name, message):
     with pytest.raises(InputError, match=message) as error:
         backbones.build(name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "stages"), [("sedarknet21", 6), ("sequencer2d_s", 4)])
+def test_the_last_stage_is_there(name, stages):
+    """timm gives the first five at most unless it is asked for more, of some the first three."""
+    with torch.device("meta"):
+        assert len(backbones.build(f"timm:{name}").strides) == stages
+
+
+@pytest.mark.parametrize(
+    ("name", "larger"),
+    [("resnet18", "resnet34"), ("resnet50", "seresnet50"), ("convnext_atto", "convnext_femto"),
+     ("pvt_v2_b1", "pvt_v2_b2")],
+)  # fmt: skip
+def test_a_part_of_another_network_is_not_taken(tmp_path, name, larger):
+    torch.save(timm.create_model(larger).state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"another (network|backbone)"):
+        weights.load(tmp_path / "w.pth", f"timm:{name}")
+
+
+def test_weights_that_were_saved_otherwise(tmp_path):
+    """With DataParallel; with buffers that timm drops; with more than tensors."""
+    state = timm.create_model("regnety_002").state_dict()
+    torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "w.pth")
+    assert weights.load(tmp_path / "w.pth", "timm:regnety_002")
+    torch.save(state | {"stem.position_index": torch.zeros(3)}, tmp_path / "w.pth")
+    assert weights.load(tmp_path / "w.pth", "timm:regnety_002")
+    torch.save({"state_dict": state, "args": argparse.Namespace()}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="not a checkpoint of tensors alone; save its state_dict"):
+        weights.load(tmp_path / "w.pth", "timm:regnety_002")
+
+
+def test_what_is_not_reached_is_not_trained():
+    """Of a network with branches for each tap; DDP waits for the gradients of all that is."""
+    network = Classifier("timm:hrnet_w18_small", 2)
+    training.freeze_unreached(network, torch.device("cpu"))
+    network.train()(torch.randn(2, 3, 64, 64)).sum().backward()
+    trained = [p.grad is not None for p in network.parameters() if p.requires_grad]
+    assert all(trained) and 0 < len(trained) < len(list(network.parameters()))
 
 
 def test_without_timm(monkeypatch):

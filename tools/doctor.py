@@ -133,11 +133,12 @@ def check_weights(args: argparse.Namespace) -> Findings:
 
     import torch
 
+    with torch.device("meta"):
+        backbones.build(args.backbone)  # says what to install, or which names there are
     if args.weights != "imagenet":
         weights.load(args.weights, args.backbone)
         return [("ok", "weights", f"{args.weights}, for {args.backbone}", "")]
     if args.backbone not in backbones.TORCHVISION:
-        backbones.build(args.backbone)  # says what to install, or which names there are
         found = f"timm downloads those of {args.backbone} at the first start"
         return [("ok", "weights", found, "")]
     url = weights.imagenet_url(args.backbone)

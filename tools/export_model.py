@@ -35,8 +35,8 @@ TOLERANCE = 1e-3  # of a value's size, or of 1 where that is larger
 OUTPUTS = {
     Classifier: (
         "maps",
-        "class maps A (N, C, ceil(H/16), ceil(W/16)); a class's logit is the mean of its map, its "
-        "CAM the map's positive part",
+        "class maps A (N, C, ceil(H/{stride}), ceil(W/{stride})); a class's logit is the mean of "
+        "its map, its CAM the map's positive part",
     ),
     AffinityNet: ("edges", "logits of a class boundary (N, ceil(H/4), ceil(W/4))"),
     DeepLabV3Plus: ("logits", "logits (N, C + 1, H, W); label 0 is the background"),
@@ -199,6 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     record = files.read_json(beside, "restore it") if beside.exists() else {}
     kind = type(network)
     output, meaning = OUTPUTS[kind]
+    meaning = meaning.format(stride=network.backbone.strides[-1])
     whole = FromPixels(network).eval()
 
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from core.errors import InputError
+from core.errors import InputError, first_line
 from core.recipe import BACKBONE, DATA
 
 import torch
@@ -156,22 +156,31 @@ class Pyramid(Backbone):
         self.train()
 
     def _check(self) -> None:
-        """Refuse what gives anything but maps (N, C, H / s, W / s) of these strides."""
-        side = 2 * math.lcm(*self.reductions)
-        self.net.eval()
-        try:
-            with torch.no_grad():
-                shapes = [t.shape[1:] for t in self.net(self.shift.new_zeros(1, 3, side, side))]
-        except Exception as error:  # as of a network for images of one size
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-            raise InputError(f"{self.name}: takes no images of {side}x{side} ({reason})") from None
-        found = [tuple(shape) for shape in shapes]
+        """Refuse what gives anything but maps (N, C, H / s, W / s) of these strides.
+
+        Of small images and of larger ones that are not square: some networks scale all to one size,
+        or fail above one.
+        """
+        if any(p.dim() > 4 for p in self.net.parameters()):
+            raise InputError(f"{self.name}: not for images alone: it has 3-d convolutions")
+        unit = math.lcm(*self.reductions)
         pairs = list(zip(self.channels, self.reductions, strict=True))
-        wanted = [(c, side // s, side // s) for c, s in pairs]
-        self.channels_last = found == [(side // s, side // s, c) for c, s in pairs] != wanted
-        if found != wanted and not self.channels_last:
-            what = f"it gives {found} of an image of {side}x{side}, not {wanted}"
-            raise InputError(f"{self.name}: no pyramid of maps: {what}")
+        self.net.eval()
+        for height, width in ((2, 2), (-(-320 // unit), -(-480 // unit))):
+            height, width = height * unit, width * unit
+            try:
+                with torch.no_grad():
+                    taps = self.net(self.shift.new_zeros(1, 3, height, width))
+            except Exception as error:  # as of a network for images of one size
+                what = f"takes no images of {width}x{height} ({first_line(error, 120)})"
+                raise InputError(f"{self.name}: {what}") from None
+            found = [tuple(tap.shape[1:]) for tap in taps]
+            wanted = [(c, height // s, width // s) for c, s in pairs]
+            last = [(height // s, width // s, c) for c, s in pairs]
+            self.channels_last = found == last != wanted
+            if found != wanted and not self.channels_last:
+                what = f"it gives {found} of an image of {width}x{height}, not {wanted}"
+                raise InputError(f"{self.name}: no pyramid of maps: {what}")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         height, width = images.shape[2:]
@@ -203,7 +212,10 @@ class Pyramid(Backbone):
                             for d in (state, whole))  # fmt: skip
             if [v.shape for v in theirs.values()] == [v.shape for v in ours.values()]:
                 state = dict(zip(ours, theirs.values(), strict=True))
-        own, found = self.state_dict().keys(), {}
+        own = self.state_dict().keys()
+        # Layers that timm's network doesn't have either: of another one, of which this is a part.
+        extra = (k for k in state if k not in whole and k.endswith(".weight"))
+        found = {k: state[k] for k in extra if not re.search("aux|head", k, re.IGNORECASE)}
         for key, value in state.items():
             # As timm names the parts of a pyramid: flat, as they are, or those of a ViT.
             for name in (key.replace(".", "_", 1), key, f"model.{key}"):
@@ -258,8 +270,13 @@ def _features(name: str) -> nn.Module:
     timm = import_timm()
     error: Exception | None = None
     for options in ({"output_stride": BACKBONE.output_stride}, {"dynamic_img_size": True}, {}):
+        how = {"pretrained": False, "features_only": True, **options}
         try:
-            return timm.create_model(name, pretrained=False, features_only=True, **options)
+            net = timm.create_model(name, **how)
+            stages = len(net.feature_info.info)
+            if max(net.feature_info.out_indices) < stages - 1:  # of some timm gives the first ones
+                net = timm.create_model(name, **how, out_indices=tuple(range(stages)))
+            return net
         except Exception as one:  # an option that it doesn't have, or no features: of any type
             error = one
     raise InputError(f"{PREFIX}{name}: gives no features ({str(error)[:120]})") from None

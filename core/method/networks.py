@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+RULED_OUT = -1e4  # the background's bias where there is no background
 Weights = Mapping[str, Tensor] | None  # a backbone's state dict; None: random
 
 
@@ -132,7 +133,7 @@ class DeepLabV3Plus(Network):
     def rule_out_background(self) -> None:
         """Give label 0 a bias with which its probability is 0 and no gradient reaches it."""
         *_, bias = self.decoder.parameters()
-        bias[0] = -1e4
+        bias[0] = RULED_OUT
 
 
 def _resize(maps: Tensor, size: torch.Size) -> Tensor:

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, loaded without pickle, checked before use."""
 
 import inspect
+import pickle
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -57,7 +58,10 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # what a damaged file raises depends on torch, pickle and zipfile
         if out_of_memory(error):  # or a damaged file asks for more than there is
             raise InputError(f"{path}: too little memory to load it, or damaged") from None
-        raise InputError(f"{path}: truncated or not a checkpoint; make it again") from None
+        what = "truncated or not a checkpoint; make it again"
+        if is_zip and isinstance(error, pickle.UnpicklingError):
+            what = "truncated or not a checkpoint of tensors alone; save its state_dict"
+        raise InputError(f"{path}: {what}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a checkpoint of this project or of torchvision")
     return value

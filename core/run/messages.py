@@ -32,7 +32,9 @@ def header(record: dict[str, Any], makes: Sequence[str], out: Path, there: int) 
     images = resolved.get("images", len(makes))
     count = f"{images} image{'s' * (images != 1)}, {len(classes)} class{'es' * (len(classes) != 1)}"
     parts = [resolved.get("backbone") or settings.get("backbone")]
-    if weights := record["arguments"].get("weights"):
+    if init := record["arguments"].get("init"):
+        parts.append(f"all weights of {init}")
+    elif weights := record["arguments"].get("weights"):
         parts.append(f"weights {weights}")
     if steps_of := resolved.get("steps"):
         parts.append(f"{steps_of} steps of {settings['batch_size']} images")

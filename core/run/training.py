@@ -22,6 +22,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
+def freeze_unreached(network: nn.Module, device: torch.device) -> None:
+    """Take the parameters that the output doesn't depend on out of the training.
+
+    Of a backbone whose last taps alone are used; DDP would wait for their gradients.
+    """
+    network.eval()(torch.zeros(1, 3, 64, 64, device=device)).sum().backward()
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+
+
 class Trainer:
     """SGD on one of the three networks; goes on from `OUT/last.pt` where there is one.
 
@@ -78,6 +89,7 @@ class Trainer:
         self.ddp: DistributedDataParallel | None = None
         self.network: Callable[[Tensor], Tensor] = self.plain
         if distributed.world_size() > 1:
+            freeze_unreached(self.plain, self.device)
             # Each process keeps its own BatchNorm statistics (rank 0's are saved), as with the
             # DataParallel of the released code; broadcasting would rewrite them between forwards.
             devices = [self.device] if self.device.type == "cuda" else None

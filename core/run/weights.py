@@ -9,7 +9,7 @@ from typing import Any
 from core.errors import InputError, first_line
 from core.method import backbones
 from core.method.backbones import PREFIX, TIMM, TORCHVISION, Pyramid, import_timm
-from core.method.networks import Network
+from core.method.networks import RULED_OUT, Network
 from core.run import artefacts, checkpoint, distributed
 
 import torch
@@ -51,17 +51,22 @@ def of(args: argparse.Namespace) -> dict[str, Tensor] | None:
     """`load` of --init, where that is given, or of --weights; says what a file gave."""
     found = load(args.init or args.weights, args.backbone)
     is_file = found is not None and args.init is None and args.weights != "imagenet"
+    if args.init is not None and args.weights not in ("imagenet", "none"):
+        raise InputError("--init takes the backbone's weights as well; leave --weights out")
     if is_file and distributed.is_main():
         what = f"{len(found or ())} tensors for the backbone {args.backbone}"
         print(f"{args.weights}: {what}; the other layers start anew")
     return found
 
 
-def take_rest(network: Network, path: Path | None, classes: list[str]) -> None:
+def take_rest(
+    network: Network, path: Path | None, classes: list[str], background: bool = True
+) -> None:
     """--init: take what the model.pt of a training holds beside the backbone, and say so.
 
-    Layers of another shape or, with other classes, those that tell classes apart start anew. An
-    InputError where the file is none of this project's.
+    Layers of another shape or, with other classes, those that tell classes apart start again, and
+    so do they where there is a `background` that the file's network has ruled out. An InputError
+    where the file is none of this project's.
     """
     if path is None:
         return
@@ -70,7 +75,9 @@ def take_rest(network: Network, path: Path | None, classes: list[str]) -> None:
     own, theirs = network.state_dict(), state["weights"]
     if not all(isinstance(v, Tensor) and v.layout == torch.strided for v in theirs.values()):
         raise InputError(f"{path}: not a model.pt of this project: its weights are no tensors")
-    of_classes = () if state["classes"] == classes else network.of_classes
+    biases = [v for k, v in theirs.items() if k.startswith(network.of_classes or "-")]
+    ruled_out = background and any(v.dim() == 1 and v[0] < RULED_OUT / 2 for v in biases)
+    of_classes = network.of_classes if ruled_out or state["classes"] != classes else ()
     rest = [name for name in own if not name.startswith("backbone.")]
     fits = {k for k in rest if k in theirs and theirs[k].shape == own[k].shape}
     taken = {k: theirs[k] for k in rest if k in fits and not k.startswith(of_classes)}
@@ -86,7 +93,8 @@ def digest(args: argparse.Namespace, loaded: Mapping[str, Tensor] | None) -> str
     """What --init or --weights stood for: the file's digest, or that of the downloaded tensors."""
     weights = str(args.init or args.weights)
     if weights not in ("none", "imagenet"):
-        return artefacts.read_model(Path(weights))
+        # --init takes the other layers as well, which is another start than --weights.
+        return "init " * (args.init is not None) + artefacts.read_model(Path(weights))
     if loaded is None:
         return weights
     found = hashlib.sha256()
@@ -99,8 +107,13 @@ def _read(path: Path) -> dict[str, Any]:
     """A checkpoint of torch or a file of safetensors."""
     if path.suffix != ".safetensors":
         state = checkpoint.load(path)
+        if {"optimizer", "network", "step"} <= state.keys():
+            raise InputError(f"{path}: what a training goes on from; give the model.pt beside it")
         inner = state.get("state_dict", state.get("model"))  # as trainings wrap them
-        return inner if isinstance(inner, dict) else state
+        state = inner if isinstance(inner, dict) else state
+        if all(str(key).startswith("module.") for key in state):  # saved with DataParallel
+            state = {str(key).removeprefix("module."): value for key, value in state.items()}
+        return state
     try:
         from safetensors.torch import load_file
     except ImportError:
