@@ -224,9 +224,8 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     words = (
         "imagenet, none, or a file: a checkpoint of torchvision's or timm's, any stage's model.pt"
     )
-    p.add_argument(
-        "--weights", how=True, type=weights, default="imagenet", help=words
-    )  # what they hold counts
+    # Not a setting, since what they hold is compared.
+    p.add_argument("--weights", how=True, type=weights, default="imagenet", help=words)
     words = "a model.pt of this stage to start from: all its layers, of the same classes"
     p.add_argument("--init", type=model, help=words)
     p.add_constant(stage, "epochs", integer(1, 100_000), "times that every image is seen")

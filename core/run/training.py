@@ -231,13 +231,8 @@ class Trainer:
             return
         rate = self.plan.rate(self.step - 1)
         epoch = self.step * self.plan.epochs / self.plan.max_step
-        row: dict[str, Any] = {
-            "step": self.step,
-            "epoch": round(epoch, 4),
-            "lr": rate,
-            **means,
-            **looked,
-        }
+        row: dict[str, Any] = {"step": self.step, "epoch": round(epoch, 4), "lr": rate}
+        row |= means | looked
         warning = self.warn(row, self.log) if self.warn is not None else None
         if warning:
             row["warning"] = warning
