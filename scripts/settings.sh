@@ -46,8 +46,8 @@ if [ -n "${SMOKE:-}" ]; then
     [ "${each##*/}" = ImageSets ] || ln -sfn "$(realpath "$each")" "$RUNS/data/"
   done
   for each in "$SPLIT" $VAL; do # evenly spread: lists are sorted by class
-    awk '{ id[NR] = $0 } END { n = NR < 20 ? NR : 20; for (i = 0; i < n; i++) print id[int(i * NR / n) + 1] }' \
-      "$DATA/ImageSets/Segmentation/$each.txt" >"$lists/$each.txt"
+    tr -d '\r' <"$DATA/ImageSets/Segmentation/$each.txt" | awk 'NF { id[n++] = $0 }
+      END { m = n < 20 ? n : 20; for (i = 0; i < m; i++) print id[int(i * n / m)] }' >"$lists/$each.txt"
   done
   DATA=$RUNS/data SCORED=$SPLIT
   training="--epochs 2 --batch-size 4 --crop 192 --sides 128 256"
@@ -81,11 +81,12 @@ stage() {
 score() {
   local list=$1 id masks=0 count=0
   shift
-  while read -r id; do
+  while read -r id || [ -n "$id" ]; do
+    [ -n "$id" ] || continue
     count=$((count + 1))
     if [ -e "$DATA/SegmentationClass/$id.png" ]; then masks=$((masks + 1)); fi
   done < <(sed -E 's|^([^ ]*/)?JPEGImages/([^ ]+)\.[A-Za-z]+( .*)?$|\2|' \
-    "$DATA/ImageSets/Segmentation/$list.txt" 2>/dev/null) # DeepLab's lists
+    "$DATA/ImageSets/Segmentation/$list.txt" 2>/dev/null | tr -d '\r') # DeepLab's lists
   if [ "$masks" = 0 ]; then return; fi
   if [ "$masks" -lt "$count" ]; then
     echo "not scored: of the $count images of $list $masks have a mask; list those and give SCORED=LIST"

@@ -71,7 +71,7 @@ def data(tmp_path) -> Path:
     (root / "SegmentationClass").mkdir()
     names = {"train": [f"{c}{i:02}" for c in "abcde" for i in range(5)], "val": ["v1", "v2"]}
     for split, ids in names.items():
-        (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(ids) + "\n")
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("\r\n".join(["", *ids]))
         for image_id in ids[-24:]:
             (root / f"SegmentationClass/{image_id}.png").touch()
     return root
