@@ -152,8 +152,9 @@ def test_a_signal_inside_a_checkpoint_s_end(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
 def test_ctrl_c_at_any_moment(inputs, tmp_path, seconds):
-    """During the imports too, and three in a row."""
-    process = start("make_cam.py", *STAGES["cam"].arguments(inputs, tmp_path, "--scales", *[2] * 9))
+    """During the imports too, and three in a row; of a stage that takes many seconds."""
+    long = STAGES["cam"].arguments(inputs, tmp_path, "--scales", *[4] * 40)
+    process = start("make_cam.py", *long)
     time.sleep(seconds)
     for _ in range(3):
         os.killpg(process.pid, signal.SIGINT)

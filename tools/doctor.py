@@ -172,10 +172,14 @@ def check_training(args: argparse.Namespace) -> Findings:
     if args.data is None:
         return
     images = len(DataRoot(args.data).ids(args.split))
+    asked = args.gpus > 1 or any((args.batch_size, args.accumulate, args.crop))
     for stage in (each for each in args.stage if each.startswith("train_")):
-        plan = Plan.of(budget.options_of(stage, args), images, torch.device("cpu"), args.gpus)
-        found = f"{stage}: {plan.max_step} steps of {plan.batch_size} images"
-        yield "ok", "training", found, ""
+        try:
+            plan = Plan.of(budget.options_of(stage, args), images, torch.device("cpu"), args.gpus)
+            found = f"{stage}: {plan.max_step} steps of {plan.batch_size} images"
+            yield "ok", "training", found, ""
+        except InputError as error:  # of a default: to be given there
+            yield "FAIL" if asked else "warn", "training", f"{stage}: {error}", "do what it says"
 
 
 def check_output(args: argparse.Namespace) -> Findings:
