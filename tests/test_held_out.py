@@ -9,7 +9,7 @@ import evaluate
 import train_classification
 from core.errors import InputError
 from core.run import training
-from tools.reporting import charts
+from tools.reporting import charts, summarise
 from tools.reporting.collect import collect
 
 import pytest
@@ -47,6 +47,8 @@ def test_every_epoch_is_looked_at_and_nothing_else_changes(data_root, tmp_path, 
     row = collect([tmp_path / "runs"], [])[0].rows[0]
     titles = [title for title, _ in charts.curves(row)]
     assert "classification: average precision on held-out images" in titles
+    said = summarise.classifier(row.seeds[0])
+    assert f"precision {found[-1]['ap']:.1f} on held-out images at step 6 (lowest: " in said
 
 
 @pytest.mark.parametrize("cut", [0, 2])

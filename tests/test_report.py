@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -94,6 +95,9 @@ def test_curves_and_sweeps_are_drawn(tree, tmp_path):
     row = collect([tree], [])[0].rows[-1]
     assert charts.curves(row)[0] == charts.curves(row)[0]  # the same bytes
     assert charts.line_chart("flat", "x", [("a", [(1, 3), (1, 3)])])
+    wide = charts.line_chart("wide", "epoch", [("a", [(1, 0.01), (4, 10)])])[1]
+    drawn = base64.b64decode(wide.split(",")[1]).decode()
+    assert "mathdefault" not in drawn and ">0.01</text>" in drawn  # the style leaves TeX unread
 
 
 def test_the_table_and_metrics_of_a_demo(demo, tmp_path, capsys):

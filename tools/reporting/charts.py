@@ -9,7 +9,7 @@ from tools.reporting.collect import Row
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 OWN_CHART = {
     "alpha": "alpha",
@@ -40,7 +40,9 @@ def line_chart(title: str, x_label: str, lines: list[Line]) -> Chart:
         values = [y for _, points in lines for _, y in points]
         if min(values) > 0 and max(values) / min(values) > 50:
             axes.set_yscale("log")
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.yaxis.set_major_formatter("{x:g}")  # not in TeX, which the style leaves unread
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=x_label in ("epoch", "step")))
         axes.set_xlabel(x_label)
         axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
         if len(names) > 1:
@@ -62,6 +64,11 @@ def _drawn(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if len(classes) < COLOURS or key not in classes]
 
 
+def _name(key: str) -> str:
+    """A line's, from a key of the log."""
+    return "mean" if key == "ap" else key.removeprefix("ap/")
+
+
 def curves(row: Row) -> list[Chart]:
     """Charts of every training's losses, alpha, learning rate ... and of mIoU over the threshold.
 
@@ -73,7 +80,7 @@ def curves(row: Row) -> list[Chart]:
         x = "epoch" if all("epoch" in each for log in logs for each in log) else "step"
         for title in ("losses", *OWN_CHART.values()):
             charts[f"{stage}: {title}", x] = [
-                (key, [(each[x], each[key]) for each in log if key in each])
+                (_name(key), [(each[x], each[key]) for each in log if key in each])
                 for log in logs
                 for key in _drawn(key for each in log for key in each)
                 if OWN_CHART.get(key.split("/")[0], "losses") == title

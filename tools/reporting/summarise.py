@@ -169,14 +169,21 @@ def notes(family: Family) -> list[str]:
 def classifier(pipeline: Pipeline) -> str:
     """How well the classifier knows images it was not trained on; "" where that was not asked."""
     found = pipeline.classifier
-    if found is None:
+    looks = [
+        row for row in pipeline.records.get("classification", {}).get("log", []) if "ap" in row
+    ]
+    if found is not None:
+        known = {n: ap for n, each in mapping(found.get("average_precision")).items()
+                 if (ap := number(each)) is not None}  # fmt: skip
+        mean, split = found["mean_average_precision"], found["run"]["settings"].get("split", "?")
+        where = f"{found.get('images')} images of {split}"
+    elif looks:
+        known = {key[3:]: ap for key, ap in looks[-1].items() if key.startswith("ap/")}
+        mean, where = looks[-1]["ap"], f"held-out images at step {looks[-1]['step']:.0f}"
+    else:
         return ""
-    known = {n: ap for n, each in mapping(found.get("average_precision")).items()
-             if (ap := number(each)) is not None}  # fmt: skip
     lowest = ", ".join(f"{n} {known[n]:.0f}" for n in sorted(known, key=lambda n: known[n])[:3])
-    split = found["run"]["settings"].get("split", "?")
-    average = f"mean average precision {found['mean_average_precision']:.1f}"
-    return f"{average} on {found.get('images')} images of {split} (lowest: {lowest})"
+    return f"mean average precision {mean:.1f} on {where} (lowest: {lowest})"
 
 
 def commands(pipeline: Pipeline) -> list[str]:
