@@ -22,6 +22,7 @@ from core.method.networks import Classifier
 from core.method.puzzle import merge, tile
 from core.run import distributed, inference, optimizer, options, precision, weights
 from core.run.main import run_main
+from core.run.parallel import over_chunks
 from core.run.plan import Plan
 from core.run.record import Log, Run
 from core.run.training import Trainer
@@ -63,7 +64,8 @@ def held_out(
 ) -> Callable[[nn.Module], dict[str, float]] | None:
     """What looks at the images of --val: their mean average precision and every class's.
 
-    Raises InputError where they are trained on, or lack an image or labels.
+    Raises InputError where they are trained on, lack an image or labels, or are damaged: all are
+    read once, since a training should not end after an epoch for one of them.
     """
     if args.val is None:
         return None
@@ -71,7 +73,8 @@ def held_out(
     if both := len(set(ids) & set(trained)):
         raise InputError(f"--val {args.val}: {both} of its {len(ids)} images are trained on")
     labels = data.image_labels(ids)
-    data.inputs(ids, labels)  # the images are there
+    for _ in over_chunks(data.read_images, ids, args.workers or 1, args.val):
+        pass
 
     def look(network: nn.Module) -> dict[str, float]:
         words = (network, data, ids, labels, args.workers, device, args.val)
@@ -149,7 +152,6 @@ def main(argv: list[str] | None = None) -> None:
     precision.set_determinism(args.deterministic, device)
     start = weights.of(args)
     torch.manual_seed(args.seed)
-    look = held_out(args, data, ids, device)
     network = Classifier(args.backbone, len(data.classes), start)
     weights.take_rest(network, args.init, data.classes)
 
@@ -159,6 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     with run:
         if run.finished:
             return
+        look = held_out(args, data, ids, device)
         groups = optimizer.parameter_groups(network, args.weight_decay, start is not None)
         if distributed.is_main() and (note := small_tiles(args)):
             print(note, file=sys.stderr)

@@ -77,9 +77,14 @@ def test_what_cannot_be_held_out_is_said_before_the_work(data_root, tmp_path):
     with pytest.raises(InputError, match="val0"):
         train(data_root, tmp_path / "out", "--val", "val")
     shutil.move(tmp_path / "val0.jpg", picture)
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"val0\.jpg: truncated or damaged"):
+        train(data_root, tmp_path / "out", "--val", "val")
+    picture.write_bytes(whole)
     labels = data_root / "labels.txt"
     words = [line.split() for line in labels.read_text().splitlines()]
     labels.write_text("\n".join(w[0] if w[0].startswith("val") else " ".join(w) for w in words))
     with pytest.raises(InputError, match="no class for any image"):
         train(data_root, tmp_path / "out", "--val", "val")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out/last.pt").exists()

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import golden, run_stage
+from PIL import Image
 
 
 def confusion(pred, gt, n_classes: int) -> ConfusionMatrix:
@@ -308,3 +309,15 @@ def test_figures_say_what_the_masks_were_used_for(inputs, tmp_path, capsys):
     more = ("--split", "train", "--scores", inputs / "rw", "--thresholds", 0.3, "--json", few)
     run_stage(evaluate.main, *base, *more)
     assert json.loads(few.read_text())["at_default"] is None
+
+
+def test_masks_without_any_class_give_no_nan(data_root, tmp_path, capsys):
+    """Neither in the JSON, which has none, nor without a word."""
+    for path in (data_root / "SegmentationClass").iterdir():
+        Image.fromarray(np.zeros((48, 64), np.uint8)).save(path)
+    words = ("--data", data_root, "--split", "val", "--labels", data_root / "SegmentationClass")
+    run_stage(evaluate.main, *words, "--device", "cpu", "--json", tmp_path / "val.json")
+    text = (tmp_path / "val.json").read_text()
+    found = json.loads(text)
+    assert "NaN" not in text and (found["fp"], found["fn"], found["miou"]) == (None, None, 100)
+    assert "no class in the masks nor in the labels" in capsys.readouterr().out

