@@ -10,6 +10,7 @@ from pathlib import Path
 from core.data.datasets import DataRoot
 from core.data.scores import Scores
 from core.run import artefacts
+from tools import timing
 
 import numpy as np
 import pytest
@@ -105,6 +106,13 @@ def write_cams(data_root: Path, out: Path) -> None:
     made = {"stage": "make_cam", "holds": "scores", "classes": data.classes, "finished": True}
     made |= {"digest": artefacts.seal(out, [f"{i}.npz" for i in labels]), "results": {"map": "cam"}}
     (out / "run.json").write_text(json.dumps(made))
+
+
+@pytest.fixture
+def known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates of time come without the seconds that trying this machine takes."""
+    rates = timing.Rates(training=1e11, inference=2e11, cores=2, on_gpu=False)
+    monkeypatch.setattr(timing, "measure", lambda *_: rates)
 
 
 @pytest.fixture(scope="session")

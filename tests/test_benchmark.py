@@ -67,6 +67,7 @@ def test_quick_run_writes_rows_and_a_chart(tmp_path, capsys):
     assert all(row["stage"] in table for row in rows)
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_rows_of_whole_stages(bench):
     rows = list(whole.stages(bench))
     assert [row["stage"].removesuffix(".py") for row in rows] == list(whole.STAGES)

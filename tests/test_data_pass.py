@@ -193,6 +193,7 @@ def test_a_root_one_folder_up(root: Path) -> None:
         findings(root.parent)
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_the_last_line_says_what_comes_first(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def test_facts_of_a_data_root(root: Path) -> None:
     assert facts == budget.Facts(3, pytest.approx(560), pytest.approx(4 / 3), 2, (40, 30))
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_what_a_check_refuses_is_one_finding(tmp_path: Path) -> None:
     findings = doctor.examine(options("--data", str(tmp_path / "none"), "--weights", "none"))
     assert level_of(findings, "data") == "FAIL"
@@ -267,6 +268,7 @@ def test_torchvision_of_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings["torchvision"] == "does not work: operator torchvision::nms does not exist"
 
 
+@pytest.mark.usefixtures("known_rates")
 def test_report_and_status(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

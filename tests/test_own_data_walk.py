@@ -16,6 +16,7 @@ from PIL import Image
 
 SMALL = "--epochs 1 --batch-size 4 --crop 64 --sides 48 96"
 MORE = {  # what makes a stage small, after the reader's words
+    "tools/doctor.py": "--backbone resnet18 --weights none",
     "train_classification.py": SMALL,
     "train_affinity.py": f"{SMALL} --radius 5",
     "train_segmentation.py": SMALL,

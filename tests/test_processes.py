@@ -213,13 +213,14 @@ def test_locks_here(tmp_path):
 
 
 BROKEN = """
-import os, time
+import os
 from core.run.parallel import Pool
 kill = "__import__('os').kill(__import__('os').getpid(), 9)" + " " * 1_000_000
+end, _parent = os.pipe()
 def tasks():
     if os.fork() == 0:  # as a loader's process, which has the pool's pipes open too
-        os.close(1), os.close(2), time.sleep(30)
-        os._exit(0)
+        os.close(1), os.close(2), os.close(_parent)
+        os._exit(len(os.read(end, 1)))  # when its parent has left
     for _ in range(20):
         yield (kill,)
 try:
