@@ -23,7 +23,7 @@ NETWORKS = {
     "Classifier": lambda: Classifier("resnet18", 2),
     "AffinityNet": lambda: AffinityNet("resnet18"),
     "DeepLabV3Plus": lambda: DeepLabV3Plus("resnet18", 3),
-    "of timm": lambda: pytest.importorskip("timm") and Classifier("timm:lcnet_035", 2),
+    "of timm": lambda: pytest.importorskip("timm") and Classifier("timm:test_efficientnet", 2),
 }
 
 
