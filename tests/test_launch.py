@@ -133,8 +133,8 @@ def wait(paths: list[Path], limit: float = 60) -> None:
 )
 def test_signals(name, status, words, tmp_path):
     """The launcher's end is that of all: they unwind, and say nothing themselves."""
-    body = """(folder / f"ready{rank}").touch()
-try:
+    body = """try:
+    (folder / f"ready{rank}").touch()
     time.sleep(60)
 finally:
     (folder / f"unwound{rank}").touch()"""
