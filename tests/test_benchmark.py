@@ -44,7 +44,8 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(cpu, 1, tmp_path, 2, 0, True, (72, 96), 64, "resnet18", n_images=2)
 
 
-def test_quick_run_writes_rows_and_a_chart(tmp_path, capsys):
+def test_quick_run_writes_rows_and_a_chart(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "QUICK", {"size": (72, 96), "crop": 64, "n_images": 4})
     out, chart = tmp_path / "new/rows.json", tmp_path / "new/chart.png"
     stages = [*CHEAP, *(["affinity-labels", "crf"] if HAS_PYDENSECRF else [])]
     options = f"--quick --device cpu --threads 1 --json {out} --chart {chart} --stages"
@@ -54,6 +55,7 @@ def test_quick_run_writes_rows_and_a_chart(tmp_path, capsys):
     for row in rows:
         assert row.keys() >= COLUMNS
         assert row["device"] == "cpu" and row["quick"] and row["bound_by"]
+        assert row["target"] is None  # of other sizes
         assert row["ours"] > 0 and row["reference"] > 0
         rate = row["unit"].endswith("/s")
         times = row["ours"] / row["reference"] if rate else row["reference"] / row["ours"]

@@ -153,7 +153,7 @@ def _download(name: str) -> dict[str, Tensor]:
     except InputError:
         raise
     except Exception as error:  # what a failed download raises depends on three libraries
-        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
+        reason = first_line(error, 120)
         remedy = "give --weights FILE with a checkpoint of timm's"
         if name in TORCHVISION:
             file, folder = imagenet_url(name).rsplit("/", 1)[1], Path(torch.hub.get_dir())

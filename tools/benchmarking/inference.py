@@ -153,7 +153,7 @@ def affinity_labels(bench: Bench) -> Rows:
 def parallel(bench: Bench) -> Rows:
     """The affinity labels with one process per core against one process."""
     jobs = min(cpu_count(), bench.threads)
-    ids = data_root(bench).ids(SPLIT)[: 2 if bench.quick else 8]
+    ids = data_root(bench).ids(SPLIT)
     labelling, tasks = _labelling(bench, CPU), jobs * list(_tasks(bench, ids))
     name = f"affinity labels, {jobs} processes against one"
     note = "core.run.parallel.Pool; the same code on one core is the reference"

@@ -107,6 +107,8 @@ class Bench:
         row |= {"unit": unit, "ratio": ratio, "target": None, "bound_by": bound_by}
         row |= {"repeats": len(figures), "range_ours": [low[0], high[0]]}
         row |= {"range_reference": [low[1], high[1]], **more, "note": note, "quick": self.quick}
+        if self.quick:  # the targets are of the full sizes
+            row |= {"target": None, "target_ours": None}
         row |= {"threads": self.threads, "load_average": round(os.getloadavg()[0], 2)}
         return {**row, "machine": machine, "versions": found["versions"], "git": found["git"]}
 

@@ -36,8 +36,9 @@ def training_views(bench: Bench, masks: bool) -> TrainingViews:
     """Random views of the photographs, with image labels or label maps."""
     data = data_root(bench)
     ids, folder = data.ids(SPLIT), data.root / "SegmentationClass" if masks else None
-    sides = (bench.crop // 2, bench.crop) if bench.quick else recipe.CLASSIFICATION.sides
-    view = RandomView(sides, bench.crop)
+    shortest, longest = recipe.CLASSIFICATION.sides
+    share = bench.crop / recipe.CLASSIFICATION.crop
+    view = RandomView((round(shortest * share), round(longest * share)), bench.crop)
     return TrainingViews(data, ids, view, 0, data.image_labels(ids), folder)
 
 
@@ -185,7 +186,7 @@ def segmentation(bench: Bench) -> Rows:
 
 def affinity(bench: Bench) -> Rows:
     """The AffinityNet step: frozen backbone, path maxima, pair losses."""
-    radius = 4 if bench.quick else recipe.AFFINITY.radius
+    radius = min(recipe.AFFINITY.radius, bench.crop // 16)
     side = bench.crop // 4
     pairs = cache(partial(references.PairAffinity, radius, side, side, bench.device))
 
