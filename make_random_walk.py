@@ -4,7 +4,7 @@
     python make_random_walk.py --data VOCdevkit/VOC2012 --scores runs/voc/cam \\
         --checkpoint runs/voc/affinity/model.pt --out runs/voc/rw
 
-About 7 minutes for VOC's train_aug on an H100. Score the result with `evaluate.py --scores`;
+About 4 minutes for VOC's train_aug on an H100. Score the result with `evaluate.py --scores`;
 expect 64 mIoU on train with a ResNet-50 (paper).
 """
 

@@ -4,7 +4,7 @@
     python train_affinity.py --data VOCdevkit/VOC2012 --labels runs/voc/affinity_labels \\
         --out runs/voc/affinity
 
-The 3 epochs take about 2 minutes on an H100, and 3 GB of its memory.
+The 3 epochs take about a minute on an H100, and 3 GB of its memory.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train the boundary network on the affinity labels.
-# Machine: one GPU of 8 GB. Time: about 2 minutes on an H100.
+# Machine: one GPU of 8 GB. Time: about a minute on an H100.
 # Writes RUNS/affinity/model.pt.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"

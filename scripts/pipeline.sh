@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All stages in order, for VOC or for any data root: DATA=my SPLIT=train RUNS=runs/my bash scripts/pipeline.sh
-# Machine: one GPU of 24 GB, or 4 of 8 GB with GPUS=4. Time: about 70 minutes on an H100 for VOC.
+# Machine: one GPU of 24 GB, or 4 of 8 GB with GPUS=4. Time: about an hour on an H100 for VOC.
 # SMOKE=1: all of it on 20 images, in minutes of a CPU, in RUNS/smoke: does everything run here?
 # Interrupted and started again it goes on where it was. Ends with the report's address.
 set -euo pipefail

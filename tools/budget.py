@@ -16,6 +16,7 @@ from core.data import datasets, images
 from core.errors import InputError
 from core.method import affinity, boundary, cam, segmentation
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
+from core.recipe import DATA
 from core.run import inference
 
 import torch
@@ -32,9 +33,9 @@ NETWORKS = {  # of backbone and classes, by the step that trains them; a classif
 
 
 class Facts(NamedTuple):
-    """Of a list of images, one image on average and the largest's (H, W); by default train_aug."""
+    """Of a list of images, one on average, and the largest's (H, W); by default VOC's train_aug."""
 
-    images: int = 10_582
+    images: int = DATA.train_aug_images
     pixels: float = 500 * 375
     labels: float = 1.55
     classes: int = 20
@@ -50,7 +51,7 @@ def data_facts(root: Path | None, split: str) -> Facts:
         sizes = [images.image_size(data.image_path(i)) for i in ids[:: len(ids) // 512 + 1]]
         labels = sum(map(len, data.image_labels(ids).values())) / len(ids)
     except InputError:  # the doctor's check of the data reports it
-        return Facts()
+        return Facts(DATA.val_images) if split == "val" else Facts()
     pixels = [height * width for height, width in sizes]
     largest = sizes[pixels.index(max(pixels))]
     return Facts(len(ids), sum(pixels) / len(pixels), labels, len(data.classes), largest)

@@ -124,7 +124,11 @@ def check_time(args: argparse.Namespace) -> Findings:
         return [("warn", "time", "not estimated: too little memory is free", "try when it is")]
     times = {stage: timing.seconds(stage, args, rates) for stage in args.stage}
     each = ", ".join(f"{stage} {duration(taken)}" for stage, taken in times.items())
-    return [("ok", "time", f"about {duration(sum(times.values()))} here (estimate: {each})", "")]
+    found = f"about {duration(sum(times.values()))} here (estimate: {each})"
+    if not rates.on_gpu:
+        there = sum(timing.seconds(stage, args, timing.H100) for stage in args.stage)
+        found += f"; on {args.gpus} x H100 about {duration(there)}"
+    return [("ok", "time", found, "")]
 
 
 def check_weights(args: argparse.Namespace) -> Findings:

@@ -2,7 +2,8 @@
 
 What a network computes is counted on shapes; how fast this machine does it is tried on a ResNet-50.
 What else takes time has rates of its own, measured with tools/benchmark.py (`results/`), which also
-says how near the estimates come to whole stages.
+says how near the estimates come to whole stages. The minutes that the README and scripts/ give for
+an H100 are these estimates, by its rates.
 """
 
 import argparse
@@ -26,10 +27,11 @@ LOADED = 700.0  # training views a second and core
 # maps of ten iterations; one of one; ten with 21 labels.
 CRF = {
     "make_affinity_labels": (1.4, 0.14),
-    "make_pseudo_labels": (0.75, 0.06),
+    "make_pseudo_labels": (0.75, 0.09),
     "predict": (2.1, 0.13),
 }
 WALK = (0.3, 0.09)
+SHARES = {"train_affinity": (0.7, 0.35), "train_segmentation": (0.9, 0.85)}  # of Rates.training
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Rates:
     inference: float
     cores: int
     on_gpu: bool
+
+
+H100 = Rates(training=1.2e14, inference=4e13, cores=16, on_gpu=True)  # results/benchmark_gpu.json
 
 
 def measure(device: torch.device, amp: str, cores: int) -> Rates:
@@ -76,14 +81,17 @@ def middle(facts: budget.Facts) -> tuple[int, int]:
 def seconds(stage: str, args: argparse.Namespace, rates: Rates) -> float:
     """Estimate of a stage's time on `args.gpus` GPUs, or on the CPU, from command to exit."""
     step, options = budget.STEPS[stage], budget.options_of(stage, args)
-    facts = budget.data_facts(args.data, args.split)
+    val = "ImageSets/Segmentation/val.txt"  # what predict's script segments, if it is there
+    is_val = stage == "predict" and (args.data is None or (args.data / val).exists())
+    facts = budget.data_facts(args.data, "val" if is_val else args.split)
     device = beside = 0.0  # seconds an image: what computes, what reads ahead beside it
     usual = middle(facts)
     if step.holds == "model":
         network, _ = budget.network_of(stage, args, False)
         passes = 1 + (stage == "train_classification" and (options.p_cls or options.re))
         once = count_flop(network.train, (2, 3, options.crop, options.crop)) / 2
-        device = options.epochs * passes * once / rates.training
+        rate = rates.training * SHARES.get(stage, (1, 1))[rates.on_gpu]
+        device = options.epochs * passes * once / rate
         readers = min(rates.cores, max(1, options.workers * args.gpus))
         beside = options.epochs / (LOADED * readers)
     elif "--checkpoint" in dict(step.reads):
