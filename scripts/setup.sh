@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: an environment with everything in the given requirement files.
+# Sourced by demo.sh, test.sh and the tables: an environment with the given requirement files.
 # Uses the active virtual or conda environment; makes ./.venv where none is active.
 #   setup requirements.txt [more files]
 setup() {
@@ -7,15 +7,24 @@ setup() {
     source .venv/bin/activate
   fi
   local stamp done_file
-  stamp=$(cat "$@" requirements-crf.txt | sha256sum | cut -c1-16)
+  stamp=$(cat "$@" | sha256sum | cut -c1-16)
   done_file="$(python -c 'import sys; print(sys.prefix)')/.puzzle-cam-$stamp"
   [ -e "$done_file" ] && return
-  local file install=(python -m pip install --quiet --disable-pip-version-check)
+  local file
   for file in "$@"; do
-    "${install[@]}" -r "$file"
+    install_from "$file"
   done
-  # Compiled at installation; without a C++ compiler the CRF runs in PyTorch.
-  "${install[@]}" -r requirements-crf.txt >"${TMPDIR:-/tmp}/pydensecrf-build.log" 2>&1 \
-    || echo "note: pydensecrf did not build (no C++ compiler?); the CRF will run in PyTorch"
   touch "$done_file"
+}
+
+# install_from requirements.txt: into the active environment, which of uv's making has no pip
+install_from() {
+  if python -c "import pip" 2>/dev/null; then
+    python -m pip install --quiet --disable-pip-version-check -r "$1"
+  elif command -v uv >/dev/null; then
+    uv pip install --quiet -r "$1"
+  else
+    echo "error: $1: the environment has no pip; give it one (python -m ensurepip), or install uv" >&2
+    return 1
+  fi
 }

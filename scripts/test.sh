@@ -5,6 +5,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 setup requirements.txt requirements-dev.txt
+# A reference of the CRF's tests, to be compiled: without it they are skipped.
+python -c "import pydensecrf.densecrf" 2>/dev/null \
+  || install_from requirements-crf.txt >"${TMPDIR:-/tmp}/pydensecrf-build.log" 2>&1 \
+  || echo "note: pydensecrf did not build (no C++ compiler?)"
 ruff check .
 ruff format --check .
 mypy
