@@ -7,8 +7,12 @@
 | clip-es | `{keys: (K,), attn_highres: (K, H, W)}`, keys from 0 | CLIP-ES |
 | seam | `{class: (H, W), ...}`, classes from 0 | SEAM, psa |
 | array | (C, H, W) of all classes, or (K, H, W) of the image's, ascending; or a grey image | |
+
+Tensors, which IRN and Puzzle-CAM save for `cam` and IRN for `keys`, are read as arrays.
 """
 
+import io
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.lib import format as npy
+from torch import Tensor
 
 MAPS = ("cam", "high_res", "hr_cam", "attn_highres")  # in a dict with `keys`, the first is taken
 ENDINGS = (".npy", ".npz", ".png", ".jpg")
@@ -55,6 +60,25 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
+def _storage(data: bytes) -> Tensor:
+    """PyTorch's `_load_from_bytes`: the numbers that tensors look into."""
+    try:
+        storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # whose text is of twenty lines
+        raise pickle.UnpicklingError("holds a tensor of other things than numbers") from None
+    return torch.empty(0, dtype=storage.dtype).set_(storage)
+
+
+def _tensor(
+    flat: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> np.ndarray:
+    """PyTorch's `_rebuild_tensor_v2`, of tensors that hold each of their numbers, as arrays."""
+    if not isinstance(flat, Tensor) or math.prod(size) > flat.numel():
+        raise pickle.UnpicklingError("no plain tensor")
+    tensor = flat.as_strided(size, stride, offset)
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy().copy()
+
+
 KNOWN = {
     "_reconstruct": _array,
     "_frombuffer": _filled,
@@ -62,14 +86,20 @@ KNOWN = {
     "dtype": _dtype,
     "ndarray": "ndarray",
     "encode": _encode,
+    "_load_from_bytes": _storage,
+    "_rebuild_tensor_v2": _tensor,
+    "OrderedDict": dict,  # a tensor's hooks, of which it has none
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds arrays, numbers, text, lists and dicts, with our own functions; refuses the rest."""
+    """Builds arrays, numbers, text, lists and dicts, with our own functions; refuses the rest.
+
+    Tensors become arrays.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] in ("numpy", "_codecs") and name in KNOWN:
+        if module.split(".")[0] in ("numpy", "_codecs", "torch", "collections") and name in KNOWN:
             return KNOWN[name]
         raise pickle.UnpicklingError(f"asks for {module}.{name}")
 
@@ -82,7 +112,8 @@ def load(path: Path) -> Any:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
+                found = dict(arrays)
+                return found if len(found) > 1 else next(iter(found.values()))
         if path.suffix != ".npy":
             with open_checked(path) as image:
                 return np.asarray(image.convert("L"), np.float32) / 255
@@ -142,6 +173,8 @@ def _form(
 ) -> tuple[list[int], np.ndarray]:
     """Class indices from 1, and maps, of a value in one of the forms above."""
     if isinstance(value, np.ndarray):
+        if value.ndim not in (2, 3):
+            raise InputError(f"{path}: an array of shape {value.shape}; maps are (C, H, W)")
         value = value[None] if value.ndim == 2 else value
         if len(value) == n_classes:
             return labels, value[[c - 1 for c in labels]]
@@ -151,7 +184,9 @@ def _form(
     if "keys" not in value:
         if not all(isinstance(key, int | np.integer) for key in value):
             raise InputError(f"{path}: a dict of {', '.join(map(str, value))[:80]} without `keys`")
-        return [int(key) + 1 for key in value], np.stack([*value.values()])
+        if len({np.shape(each) for each in value.values()}) > 1:
+            raise InputError(f"{path}: maps of several shapes; make it again")
+        return [int(key) + 1 for key in value], np.array([*value.values()])
     name = which or next((name for name in MAPS if value.get(name) is not None), "")
     if name not in value:
         has = ", ".join(key for key in value if key != "keys")
@@ -162,10 +197,13 @@ def _form(
     return [key + 1 for key in keys], maps
 
 
-def to_form(scores: Scores, form: str) -> dict[Any, np.ndarray]:
-    """Scores in the form "irn", "puzzlecam" or "seam", float32."""
-    cam = scores.cam.astype(np.float32)
-    full = upsample(torch.from_numpy(cam), scores.size).numpy()
+def to_form(scores: Scores, form: str) -> dict[Any, np.ndarray | Tensor]:
+    """Scores in the form "irn", "puzzlecam" or "seam", float32.
+
+    `cam` is a tensor, on which the random walks of the first two call `.cuda()`.
+    """
+    cam = torch.from_numpy(scores.cam.astype(np.float32))
+    full = upsample(cam, scores.size).numpy()
     classes = scores.classes.astype(np.int64)
     if form == "irn":
         return {"keys": classes - 1, "cam": cam, "high_res": full}
