@@ -95,7 +95,8 @@ def check_own(path: Path, key: str = "") -> None:
 
 def digest_text(parts: Iterable[str]) -> str:
     """SHA-256 (first 16 hex digits) of text parts in order."""
-    return hashlib.sha256(b"".join(part.encode() + b"\0" for part in parts)).hexdigest()[:16]
+    data = (part.encode("utf-8", "surrogateescape") + b"\0" for part in parts)  # names of any bytes
+    return hashlib.sha256(b"".join(data)).hexdigest()[:16]
 
 
 def checksum(path: Path, algorithm: str = "sha256") -> str:

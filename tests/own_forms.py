@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 SIZE = (24, 32)  # height, width
-SQUARE = [[4, 4], [15, 4], [15, 15], [4, 15]]  # with PIL's borders 12x12 pixels
+SQUARE = [[4, 4], [16, 4], [16, 16], [4, 16]]  # 12x12 pixels
 INSIDE = np.s_[4:16, 4:16]
 
 
@@ -25,9 +25,12 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = SIZE, **save: obj
     return path
 
 
-def four_pictures(folder: Path) -> Path:
+FOUR = ("a.jpg", "b.jpg", "c.png", "sub/d.jpg")
+
+
+def four_pictures(folder: Path, names: tuple[str, ...] = FOUR) -> Path:
     """Four pictures in a folder, one of them in a sub-folder of it."""
-    for number, name in enumerate(("a.jpg", "b.jpg", "c.png", "sub/d.jpg")):
+    for number, name in enumerate(names):
         picture(folder / name, number)
     return folder
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from core.errors import InputError
 from tools.own import pictures, regions
+from tools.polygons import polygons
 
 import numpy as np
 import pytest
@@ -53,6 +54,47 @@ def test_counts_are_no_marks(folder: Path, tmp_path: Path) -> None:
         make(folder, "--labels", table)
 
 
+def test_the_index_of_pandas_names_no_pictures(tmp_path: Path) -> None:
+    """Its numbers are names of pictures as well: 0.jpg, 1.jpg ..."""
+    folder = four_pictures(tmp_path / "pictures", ("0.jpg", "1.jpg", "2.jpg", "3.jpg"))
+    labels = {"2": "cat", "0": "dog", "3": "dog", "1": "cat"}
+    for ending in (".jpg", ""):
+        rows = [f"{i},{name}{ending},{label}" for i, (name, label) in enumerate(labels.items())]
+        table = write(tmp_path / f"labels{ending}.csv", "\n".join([",file,label", *rows]))
+        data = make(folder, "--labels", table, "--overwrite")
+        assert labels_of(data) == {name: {label} for name, label in labels.items()}
+    rows = [f"{i},{name},{label}" for i, (name, label) in enumerate(labels.items())]
+    table = write(tmp_path / "labels.csv", "\n".join(["number,file,label", *rows]))
+    with pytest.raises(InputError, match="which of the columns number, file names the pictures"):
+        make(folder, "--labels", table)
+
+
+@pytest.mark.parametrize(
+    ("head", "rows", "message"),
+    [
+        ("species,checked", "cat,1;cat,0;dog,1;dog,0", "species, checked holds the classes"),
+        ("a,checked,b", "cat,1,1;cat,0,1;dog,1,0;cat,1,0", "a, checked, b holds the classes"),
+        ("cat,dog", "1,0;0,nan;1,1;0,1", "'dog' holds 'nan' among its marks; write 1 or 0"),
+        ("cat,dog", "1,0;0,1;1,1;0,maybe", "'dog' holds 'maybe' among its marks"),
+    ],
+)
+def test_marks_beside_what_may_be_classes(
+    folder: Path, tmp_path: Path, head: str, rows: str, message: str
+) -> None:
+    """Left out with a note the column would turn its pictures into negatives."""
+    files = ("a.jpg", "b.jpg", "c.png", "d.jpg")
+    lines = [",".join(row) for row in zip(files, rows.split(";"), strict=True)]
+    table = write(tmp_path / "labels.csv", "\n".join([f"file,{head}", *lines]))
+    with pytest.raises(InputError, match=message):
+        make(folder, "--labels", table)
+
+
+def test_columns_beside_marks_that_are_no_classes(folder: Path, tmp_path: Path) -> None:
+    rows = "a.jpg,train,0.5,1,0\nb.jpg,train,7,1,1\nc.png,val,7,0,1\nd.jpg,val,7,0,0\n"
+    table = write(tmp_path / "labels.csv", f"file,split,weight,cat,dog\n{rows}")
+    assert labels_of(make(folder, "--labels", table)) == CAT_DOG
+
+
 def test_a_spreadsheet(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a spreadsheet; save it as CSV"):
         make(folder, "--labels", write(tmp_path / "labels.xlsx", "PK"))
@@ -95,10 +137,10 @@ def test_voc_annotations(folder: Path) -> None:
 
 
 def test_later_shapes_lie_over_earlier_ones_and_boxes_are_unknown(folder: Path) -> None:
-    inner = [[6, 6], [9, 6], [9, 9], [6, 9]]
+    inner = [[6, 6], [10, 6], [10, 10], [6, 10]]
     labels = [("cat", SQUARE, "polygon"), ("dog", inner, "polygon"),
-              ("dog", [[20, 2], [29, 9]], "rectangle"), ("ignore", [[0, 20], [3, 20], [3, 23],
-              [0, 23]], "polygon"), ("cat", [[25, 18], [25, 20]], "circle")]  # fmt: skip
+              ("dog", [[20, 2], [30, 10]], "rectangle"), ("ignore", [[0, 20], [4, 20], [4, 24],
+              [0, 24]], "polygon"), ("cat", [[25, 18], [25, 20]], "circle")]  # fmt: skip
     shapes = [{"label": n, "points": p, "shape_type": kind} for n, p, kind in labels]
     write(folder / "a.json", {"imagePath": "a.jpg", "shapes": shapes})
     data = make(folder, "--labels", folder / "a.json", "--with-masks")
@@ -121,6 +163,23 @@ def test_names_of_pictures(tmp_path: Path) -> None:
         assert index.find([name], tmp_path) == wanted, name
     with pytest.raises(InputError, match=r"'1.jpg' may be a/1.jpg or b/1.jpg; write the folders"):
         index.find(["1.jpg"], tmp_path)
+
+
+def test_a_polygon_covers_the_pixels_whose_centres_it_holds() -> None:
+    """A square of 10 x 10 has 100 pixels, in percent too; a mask's outline gives the mask."""
+    square = [(5.0, 5.0), (15.0, 5.0), (15.0, 15.0), (5.0, 15.0)]
+    expected = np.zeros((20, 50), bool)
+    expected[5:15, 5:15] = True
+    assert np.array_equal(regions.fill([square], False, (20, 50)), expected)
+    percent = [(2 * x, 5 * y) for x, y in square]
+    assert np.array_equal(regions.fill([percent], True, (20, 50)), expected)
+    rng = np.random.default_rng(0)
+    y, x = np.ogrid[:40, :60]
+    ring = ((x - 30) ** 2 + (y - 20) ** 2 < 300) & ((x - 30) ** 2 + (y - 20) ** 2 > 60)
+    blobs = np.kron(rng.random((10, 15)) < 0.5, np.ones((4, 4), bool))
+    for mask in (ring, blobs):
+        rings = [[(float(x), float(y)) for x, y in ring] for ring in polygons(mask)]
+        assert np.array_equal(regions.fill(rings, False, mask.shape), mask)
 
 
 def test_coco_run_lengths_as_pycocotools_packs_them() -> None:

@@ -1,6 +1,8 @@
 """tools/prepare_own.py: pictures, masks and lists to a data root, and what it leaves alone."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 from core.data import images
@@ -101,7 +103,7 @@ def turned(folder: Path) -> Path:
     exif = Image.Exif()
     exif[images.ORIENTATION] = 6
     picture(folder / "a.jpg", exif=exif)
-    shape = {"label": "cat", "points": [[0, 0], [7, 0], [7, 1], [0, 1]]}
+    shape = {"label": "cat", "points": [[0, 0], [8, 0], [8, 2], [0, 2]]}
     size = {"imageHeight": 32, "imageWidth": 24}
     return write(folder / "a.json", {"imagePath": "a.jpg", "shapes": [shape], **size})
 
@@ -149,6 +151,25 @@ def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, capsys) -
     make(folder)
     printed = capsys.readouterr().out
     assert "cat/gone.jpg" in printed and "dog/moving.gif: .gif is not read" in printed
+
+
+def test_a_mask_of_two_pictures(folder: Path, tmp_path: Path) -> None:
+    masks = masks_for(folder, tmp_path / "masks", {"a.png": [1]})
+    for other in ("more/a.jpg", "a.png"):
+        picture(folder / other, 7)
+        with pytest.raises(InputError, match=r"masks/a\.png: the mask of a\.jpg or of"):
+            make(folder, "--masks", masks)
+        (folder / other).unlink()
+
+
+def test_a_name_that_is_not_utf_8(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """As archives of other systems leave it: read or named like any other."""
+    shutil.copy(folder / "a.jpg", Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg")))
+    labels = write(folder.parent / "labels.csv", "a.jpg,cat\nb.jpg,dog\nc.png,dog\nsub/d.jpg,dog\n")
+    make(folder, "--labels", labels)
+    assert r"left out: 1 as caf\xe9.jpg: no labels" in capsys.readouterr().out
+    data = make(folder, "--labels", labels, "--rest-negative", "--overwrite")
+    assert labels_of(data)["caf_xe9"] == set()
 
 
 def test_masks_beside_the_pictures(folder: Path, capsys: pytest.CaptureFixture) -> None:

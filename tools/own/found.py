@@ -105,9 +105,13 @@ def find_masks(found: Found, folder: Path, sources: list[Path], out: Path) -> No
         pngs = [p for p in pngs if p.stem.endswith("_mask") or p.path.with_suffix("") in others]
     paths = {p.path for p in pngs}
     found.pictures = [p for p in found.pictures if p.path not in paths]
-    index = Index(pngs)
+    index, taken = Index(pngs), dict[Path, Picture]()
     for picture in found.pictures:
         if mask := index.find((picture.stem, f"{picture.stem}_mask"), folder):
+            other = taken.setdefault(mask.path, picture)
+            if other is not picture:
+                what = f"the mask of {other.name} or of {picture.name}?"
+                raise InputError(f"{mask.path}: {what} give masks in folders as the pictures'")
             found.masks[picture] = mask.path
     if not found.masks:
         what = "no mask has the name of a picture"

@@ -57,7 +57,8 @@ def find(sources: Iterable[Path], but: Sequence[Path]) -> list[Picture]:
             inside[:] = [name for name in inside if not name.startswith((".", "__MACOSX"))]
             for path in (here / name for name in names if not name.startswith(".")):
                 if path.suffix.lower() in ENDINGS:
-                    found.append(Picture(path, path.relative_to(source).as_posix()))
+                    name = os.fsencode(path.relative_to(source)).decode("utf-8", "backslashreplace")
+                    found.append(Picture(path, name))
     return sorted(found, key=lambda picture: (picture.name, picture.path))
 
 

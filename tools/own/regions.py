@@ -39,12 +39,14 @@ def points_of(pairs: Iterable[Any]) -> list[Point]:
 
 
 def fill(rings: list[list[Point]], percent: bool, size: tuple[int, int]) -> np.ndarray:
-    """What the polygons cover; their points in pixels, or percent of the picture."""
-    image = Image.new("1", (size[1], size[0]))
-    unit = (size[1] / 100, size[0] / 100) if percent else (1, 1)
+    """The pixels whose centres the polygons cover; their points in pixels, or percent of it."""
+    # PIL paints the outline as well, to the right and below: at twice the size, every second
+    # row and column is of the centres.
+    image = Image.new("1", (2 * size[1], 2 * size[0]))
+    unit = (size[1] / 50, size[0] / 50) if percent else (2, 2)
     for ring in rings:
         ImageDraw.Draw(image).polygon([(x * unit[0], y * unit[1]) for x, y in ring], fill=1)
-    return np.array(image)
+    return np.array(image)[1::2, 1::2]
 
 
 def polygon(name: str, rings: list[list[Point]], percent: bool = False) -> Shape:

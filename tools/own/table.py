@@ -20,7 +20,10 @@ BITS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": T
 # More of what people write into a column of a class.
 MARKS = BITS | {"-1": False, "no": False, "n": False, "yes": True, "y": True, "x": True}
 BITS_NAMED = "0 and 1 alone: call the column after the class that 1 stands for"
+INDEX = re.compile(r"(unnamed: ?\d+|index)?", re.IGNORECASE)  # what pandas puts before the columns
+LISTS = {"split", "set", "subset", "fold", "partition"}
 PICTURES = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|hei[cf])$", re.IGNORECASE)
+NUMBER = re.compile(r"[-+.\d]*(e[-+]?\d+)?|nan", re.IGNORECASE)
 Rows = list[list[str]]
 
 
@@ -37,12 +40,7 @@ class Table:
         self.columns: list[str] = []
         self.notes: list[str] = []
         rows = self._rows(known)
-        hits = Counter(i for row in rows for i, cell in enumerate(row) if known(cell))
-        if not hits:
-            first = " | ".join(rows[0])[:80] if rows else "nothing"
-            what = f"no cell names a picture; its first row is {first!r}"
-            raise InputError(f"{path}: {what}: are these labels of other pictures?")
-        self.file = max(sorted(hits), key=lambda i: hits[i])
+        self.file = self._file_column(rows, known)
         first = rows[0][self.file] if self.file < len(rows[0]) else ""
         head = None if known(first) or PICTURES.search(first) else rows.pop(0)
         width = max(len(row) for row in rows)
@@ -63,6 +61,30 @@ class Table:
         # Of equals the one that finds more columns, as where a row may hold a file's name alone.
         sizes = [(sum(any(map(known, row)) for row in rows), sum(map(len, rows))) for rows in found]
         return found[max(range(len(found)), key=lambda i: (sizes[i], i))]
+
+    def _file_column(self, rows: Rows, known: Callable[[str], bool]) -> int:
+        """The column that names the pictures: endings before bare numbers, names before an index.
+
+        Raises InputError where none does, or two name other ones.
+        """
+        hits, endings = Counter[int](), Counter[int]()
+        for row in rows:
+            named = [i for i, cell in enumerate(row) if known(cell)]
+            hits.update(named)
+            endings.update(i for i in named if PICTURES.search(row[i]))
+        if not hits:
+            first = " | ".join(rows[0])[:80] if rows else "nothing"
+            what = f"no cell names a picture; its first row is {first!r}"
+            raise InputError(f"{self.path}: {what}: are these labels of other pictures?")
+        best = max((endings[i], hits[i]) for i in hits)
+        width = max(map(len, rows))
+        columns = list(zip(*(row + [""] * (width - len(row)) for row in rows), strict=True))
+        found = sorted(i for i in hits if (endings[i], hits[i]) == best)
+        found = [i for i in found if not INDEX.fullmatch(columns[i][0])] or found
+        if not endings and len({columns[i][1:] for i in found}) > 1:
+            names = ", ".join(columns[i][0] for i in found)
+            raise InputError(f"{self.path}: which of the columns {names} names the pictures?")
+        return found[0]
 
     def _column(self, i: int) -> list[str]:
         return [row[i] for row in self.rows]
@@ -86,10 +108,8 @@ class Table:
             what = f"which of the columns {names} holds the classes? call it `label`"
             raise InputError(f"{self.path}: {what}")
         used = {*named} or {i for i in bits if head[i]}
-        for i in [i for i in others if i not in used and head[i] and not named]:
-            if "0" in (cells := set(self._column(i))) and all(map(str.isdigit, cells)):
-                what = f"the column {head[i]!r} holds {', '.join(sorted(cells)[:4])}, as of counts"
-                raise InputError(f"{self.path}: {what}; write 1 where the class is in the picture")
+        if not named:
+            self._check_left_out({head[i]: self._column(i) for i in others if i not in used})
         if unused := [head[i] for i in others if i not in used and head[i]]:
             self.notes.append(f"{self.path}: columns left out: {', '.join(unused)}"[:200])
         if named:
@@ -97,6 +117,23 @@ class Table:
         for row in self.rows:
             marked = [head[i] for i in sorted(used) if MARKS[row[i].casefold()]]
             self.classes.setdefault(row[self.file], []).extend(marked)
+
+    def _check_left_out(self, columns: dict[str, list[str]]) -> None:
+        """Refuse a table whose marks are not all there is to know: counts, a bad cell, names."""
+        columns.pop("", None)
+        for head, cells in columns.items():
+            odd = sorted({cell for cell in cells if cell.casefold() not in MARKS})
+            if "0" in cells and all(map(str.isdigit, cells)):
+                what = f"the column {head!r} holds {', '.join(sorted({*cells})[:4])}, as of counts"
+                raise InputError(f"{self.path}: {what}; write 1 where the class is in the picture")
+            if sum(cell.casefold() in MARKS for cell in cells if cell) > len(cells) / 2:
+                what = f"the column {head!r} holds {odd[0]!r} among its marks"
+                raise InputError(f"{self.path}: {what}; write 1 or 0 there")
+            again = len({*cells}) <= len(cells) / 2 and not all(map(NUMBER.fullmatch, odd))
+            if again and len(self.columns) < 3 and head.casefold() not in LISTS:
+                names = ", ".join([head, *self.columns])
+                what = f"which of the columns {names} holds the classes? call it `label`"
+                raise InputError(f"{self.path}: {what}, or leave the others out")
 
     def _read_names(self, columns: list[int]) -> None:
         cells = {row[i] for row in self.rows for i in columns}
