@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
         pictures = find_pictures(args.pictures)
         inputs["pictures"] = files.digest_files(pictures.values())
     amp = precision.amp_type(args.amp, device)
-    backend = crf.resolve_backend(args.crf_backend, device) if args.crf else "no CRF"
+    backend = crf.require(args.crf_backend) if args.crf else "no CRF"
     resolved = {"amp": amp, "crf_backend": backend}
     if args.crf and isinstance(network, DeepLabV3Plus):
         resolved |= crf.left_out(len(network.classes) + 1)
@@ -252,11 +252,17 @@ def main(argv: list[str] | None = None) -> None:
         errors = predict(args, network, pictures, refinement, device, amp)
         for error in errors:
             print(f"left out: {error}", file=sys.stderr)
-        if errors:
-            bad = f"{len(errors)} of {len(pictures)} pictures left out, named above"
+        distributed.barrier()
+        left = [name for name in pictures if not (args.out / f"{name}.png").exists()]
+        bad = f"{len(left)} of {len(pictures)} pictures left out, named above"
+        if left and (args.data is not None or len(left) == len(pictures)):
+            raise InputError(f"{bad}; replace them and start again with --overwrite")
+        run.makes = [f"{name}.png" for name in pictures if name not in left]
+        warnings = [f"{len(left)} pictures left out: {', '.join(left)}"[:200]] if left else []
+        run.finish(known, warnings, images=len(run.makes))
+        if left:
             remedy = "the others are done; predict these, once replaced, into another --out"
             raise InputError(f"{bad}; {remedy}")
-        run.finish(known, images=len(pictures))
     if overlays and distributed.is_main():
         print(f"{args.out}: {len(pictures)} label maps; overlays and a legend in overlays/")
 

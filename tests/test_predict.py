@@ -9,7 +9,7 @@ from core.data import images
 from core.errors import InputError
 from core.method import segmentation
 from core.method.networks import Classifier, DeepLabV3Plus
-from core.run import checkpoint, inference
+from core.run import artefacts, checkpoint, inference
 
 import numpy as np
 import pytest
@@ -134,7 +134,9 @@ def test_bad_pictures_are_named_and_the_others_go_on(data_root, models, tmp_path
     with pytest.raises(InputError, match="1 of 3 pictures"):
         run(out, *arguments)
     assert "val1.jpg: not a readable" in capsys.readouterr().err
-    assert len(list(out.glob("*.png"))) == 2
+    assert sorted(p.stem for p in out.glob("*.png")) == ["val0", "val2"]
+    made = artefacts.read(out, "labels", CLASSES, ["val0", "val2"])  # finished, without the other
+    assert made["results"]["warnings"] == ["1 pictures left out: val1"]
     Image.new("RGB", (30, 20)).save(folder / "val1.jpg")
     with pytest.raises(InputError, match="pictures"):  # other pictures than those it began with
         run(out, *arguments)
@@ -142,6 +144,14 @@ def test_bad_pictures_are_named_and_the_others_go_on(data_root, models, tmp_path
     assert len(list(out.glob("*.png"))) == 3
     run(out, *arguments)
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_split_with_a_bad_picture_stays_unfinished(data_root, models, tmp_path):
+    (data_root / "JPEGImages" / "val1.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"1 of 3 pictures left out.*--overwrite"):
+        run(tmp_path / "out", models["segmentation"], "--data", data_root, "--no-crf")
+    with pytest.raises(InputError, match="not finished"):
+        artefacts.read(tmp_path / "out", "labels", CLASSES)
 
 
 def test_refusals(data_root, models, tmp_path):
