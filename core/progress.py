@@ -39,6 +39,8 @@ class Bar(tqdm):
 
     def clear(self, nolock: bool = False) -> None:
         """Make room for a line of others'."""
+        if self.disable:
+            return None
         if not self.is_plain:
             return super().clear(nolock)
         self.fp.write("\n" * bool(self.shown))

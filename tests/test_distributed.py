@@ -11,7 +11,7 @@ import train_affinity
 
 import pytest
 import torch
-from conftest import REPO, SMALL, run_stage
+from conftest import REPO, SMALL, run_stage, write_data_root
 from faults.stages import STAGES, contents, differing
 
 SHARED_STAGES = [n for n, s in STAGES.items() if s.script.startswith(("make", "predict"))]
@@ -44,6 +44,18 @@ def test_frozen_batchnorm_training_is_that_of_one_process(data_root, tmp_path):
         for n in ("one", "two")
     ]
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]))
+
+
+def test_held_out_images_are_seen_by_the_network_that_is_saved(tmp_path):
+    """Each process has BatchNorm statistics of its own, and the look takes the saved ones."""
+    data = write_data_root(tmp_path / "data", n_val=40)
+    words = ["--data", data, "--split", "train", "--out", tmp_path / "c", *SMALL]
+    launch("train_classification.py", *words, "--val", "val")
+    rows = [json.loads(row) for row in (tmp_path / "c/log.jsonl").read_text().splitlines()]
+    score = ["--classifier", tmp_path / "c", "--json", tmp_path / "ap.json", "--device", "cpu"]
+    run_stage(evaluate.main, "--data", data, "--split", "val", *score)
+    scored = json.loads((tmp_path / "ap.json").read_text())["mean_average_precision"]
+    assert rows[-1]["ap"] == pytest.approx(scored, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", SHARED_STAGES)

@@ -9,7 +9,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,6 +134,12 @@ def agree(value: int, device: torch.device) -> int:
     box = torch.tensor([value], device=device)
     dist.broadcast(box, 0)
     return int(box.item())
+
+
+def take_over(tensors: Iterable[Tensor]) -> None:
+    """Give every process rank 0's values; in place."""
+    for tensor in tensors if dist.is_initialized() else ():
+        dist.broadcast(tensor, 0)
 
 
 def check_same(value: Any, what: str) -> None:

@@ -217,10 +217,12 @@ class Trainer:
     def _look(self) -> dict[str, float]:
         """What `look` says of the network now; the training goes on as if it had not."""
         self.bar.clear()
+        distributed.take_over(self.plain.buffers())  # the statistics that are saved
         found = self.look(self.plain.eval()) if self.look is not None else {}
         self.plain.train()
         name, value = next(iter(found.items()))
-        self.bar.write(f"step {self.step}: {name} {value:.2f}", file=sys.stderr)
+        if distributed.is_main():
+            self.bar.write(f"step {self.step}: {name} {value:.2f}", file=sys.stderr)
         return found
 
     def _write_row(self, looked: dict[str, float]) -> None:
