@@ -28,6 +28,7 @@ from core.data.datasets import DataRoot
 from core.errors import InputError
 from core.method.networks import Classifier
 from core.run import artefacts, checkpoint, distributed, inference, options, record
+from core.run import main as ending
 from core.run.environment import environment
 from core.run.main import run_main
 from core.run.parallel import over_chunks
@@ -195,6 +196,7 @@ def main(argv: list[str] | None = None) -> None:
                 if distributed.world_size() > 1:
                     raise InputError("several processes share predictions: give --save-predictions")
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "predictions"
+                stack.callback(setattr, ending, "resumes", "")  # nothing stays to go on from
             command = prediction_command(args, folder, more)
             made["predict"] = predict.get_args_parser().parse_args(command).settings
         known = scored_before(args, made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from core.data.images import read_label, write_label
 from core.data.scores import Scores
 from core.errors import InputError
 from core.run import artefacts, checkpoint
+from core.run import main as ending
 
 import pytest
 from conftest import run_stage
@@ -176,6 +178,47 @@ def test_auto_is_what_it_stands_for(inputs, tmp_path):
         stage.run(inputs, inputs)
     with monkeypatch_json(path, settings=settings, resolved={"amp": "off"}):
         stage.run(inputs, inputs)
+
+
+def test_without_a_crf_its_backend_says_nothing(inputs, tmp_path):
+    """Older records say "auto", and of no CRF that it was none."""
+    stage = STAGES["predictions"]
+    stage.run(inputs, tmp_path, "--no-crf")
+    path = tmp_path / "predictions/run.json"
+    settings = json.loads(path.read_text())["settings"] | {"crf_backend": "auto"}
+    with monkeypatch_json(path, settings=settings, resolved={"crf_backend": "no CRF"}):
+        stage.run(inputs, tmp_path, "--no-crf")
+    other = monkeypatch_json(path, settings=settings, resolved={"crf_backend": "pydensecrf"})
+    with other, pytest.raises(InputError, match="crf_backend pydensecrf -> torch"):
+        stage.run(inputs, tmp_path, "--no-crf")
+
+
+def test_a_run_keeps_the_model_that_it_starts_from(inputs):
+    stage, model = STAGES["classification"], inputs / "classification/model.pt"
+    for option in ("--init", "--weights"):
+        for given in (model, model.parent):
+            with pytest.raises(InputError, match=r"model\.pt is read, and lies in --out"):
+                stage.run(inputs, inputs, option, given, "--overwrite")
+    assert model.exists()
+
+
+def test_what_is_said_of_going_on(inputs, tmp_path):
+    """With --overwrite the same command deletes; of a temporary folder nothing stays."""
+    stage = STAGES["predictions"]
+    stage.run(inputs, tmp_path)
+    assert ending.again() == "the same command goes on from here"
+    stage.run(inputs, tmp_path, "--overwrite")
+    assert ending.again() == "the same command without --overwrite goes on from here"
+    words = ["--data", inputs / "data", "--split", "val", "--device", "cpu", "--no-crf"]
+    model = inputs / "segmentation/model.pt"
+    run_stage(evaluate.main, *words, "--checkpoint", model, "--workers", 0, "--scales", 1)
+    assert ending.again() == "start it again"
+
+
+def test_a_checkpoint_is_what_it_holds_wherever_it_lies(inputs, tmp_path):
+    copy = tmp_path / "copied.pt"
+    shutil.copy(inputs / "classification/model.pt", copy)
+    STAGES["cam"].run(inputs, inputs, "--checkpoint", copy)  # nothing to do
 
 
 @pytest.mark.parametrize("names", [["square", "disc", "bar"], ["disc", "square", "bar", "ring"]])

@@ -118,7 +118,7 @@ def read_model(path: Path, classes: Sequence[str] | None = None) -> str:
     """Digest of a checkpoint; checked like a directory where a run.json lies beside `model.pt`."""
     if path.name == HOLDS["model"] and path.with_name("run.json").exists():
         return read(path.parent, "model", classes)["digest"]
-    return files.digest_file(path)
+    return files.digest_text([files.checksum(path)])  # as if it were alone in its directory
 
 
 def note_versions(folder: Path, what: str, record: dict[str, Any]) -> None:

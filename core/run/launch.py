@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.errors import InputError, first_line
-from core.run.main import AGAIN, LAST_WORDS, STOPS, run_main, stopped_by
+from core.run.main import AGAIN, LAST_WORDS, STOPS, going_on, run_main, stopped_by
 from core.run.options import OneLineParser, integer
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ GRACE = 15.0  # seconds from SIGTERM to SIGKILL
 MEETING = 900.0  # seconds for the nodes to be started one after the other
 LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # a killed launcher takes its processes along
 REASON, DONE = "launch/reason", "launch/done/{}"  # in the store: why a node failed; which ended
+again = AGAIN  # what the command that is started does the next time
 stopped: list[int] = []  # the signals so far: noted only, for torch's import swallows exceptions
 
 
@@ -73,7 +74,7 @@ class Worker:
         if status < 0:
             name = signal.Signals(-status).name
             hint = " (out of memory?)" if -status == signal.SIGKILL else ""
-            return 128 - status, f"rank {self.rank} was killed by {name}{hint}; {AGAIN}"
+            return 128 - status, f"rank {self.rank} was killed by {name}{hint}; {again}"
         return status, f"rank {self.rank} ended with status {status}; what it said stands above"
 
 
@@ -164,7 +165,7 @@ def watch(workers: list[Worker], store: "TCPStore", args: argparse.Namespace) ->
 
 def stop() -> tuple[int, str]:
     """Exit status and reason after a signal."""
-    return 128 + stopped[0], f"{stopped_by(stopped[0])}; {AGAIN}"
+    return 128 + stopped[0], f"{stopped_by(stopped[0])}; {again}"
 
 
 def end(workers: list[Worker], first: Worker | None = None) -> None:
@@ -196,7 +197,7 @@ def launch(args: argparse.Namespace) -> tuple[int, str]:
             status, reason = watch(workers, store, args)
         except RuntimeError:  # the store's connection: node 0 has left, perhaps as all is done
             well = all(worker.process.poll() == 0 for worker in workers)
-            status, reason = int(not well), f"lost node 0 ({args.master}); {AGAIN}"
+            status, reason = int(not well), f"lost node 0 ({args.master}); {again}"
         finally:
             end(workers)
     if status:
@@ -211,7 +212,9 @@ def launch(args: argparse.Namespace) -> tuple[int, str]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    global again
     args = get_args_parser().parse_args(argv)
+    again = going_on("--overwrite" in args.command)
     if not args.command or not Path(args.command[0]).is_file():
         raise InputError(f"{' '.join(args.command[:1]) or 'no script'}: give a stage's script")
     if args.node_rank >= args.nodes:

@@ -24,6 +24,7 @@ from core.errors import InputError, first_line, out_of_memory
 
 LAST_WORDS = "LAST_WORDS"  # the file in which core/run/launch.py looks for a rank's reason to end
 AGAIN = "the same command goes on from here"
+WITHOUT_OVERWRITE = "the same command without --overwrite goes on from here"
 STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # schedulers, and a closed terminal
 PATIENCE = 5  # so many Ctrl-C end a script that does not end
 
@@ -50,13 +51,18 @@ REMEDIES = {
 }
 
 ParserMaker = Callable[[], argparse.ArgumentParser] | None  # a script's `get_args_parser`
-resumes = False  # whether the script goes on where it was; the run that it opens says so
+resumes = ""  # how the script goes on where it was, if it does; the run that it opens says so
 signalled = 0  # the signal that is to end this process, if one came
 
 
 def again() -> str:
     """What starting the same command again does."""
-    return AGAIN if resumes else "start it again"
+    return resumes or "start it again"
+
+
+def going_on(overwrite: bool) -> str:
+    """How a stage goes on that has --overwrite or not, which would delete what is there."""
+    return WITHOUT_OVERWRITE if overwrite else AGAIN
 
 
 def stopped_by(signum: int) -> str:
@@ -72,7 +78,7 @@ def run_main(main: Callable[[], None], parser: ParserMaker = None) -> None:
     the options of `parser` those that save memory are advised.
     """
     global resumes, signalled
-    resumes, signalled, interrupts = False, 0, itertools.count(1)
+    resumes, signalled, interrupts = "", 0, itertools.count(1)
     signal.signal(signal.SIGINT, lambda *_: _interrupt(next(interrupts)))
     for signum in STOPS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it

@@ -44,12 +44,17 @@ def _refuse_overlap(args: argparse.Namespace) -> None:
     """Keep a run from writing where it, or another run, reads.
 
     Raises:
-        InputError: --out is an input or lies in one.
+        InputError: --out is an input, or lies in one, or an input file lies there.
     """
     out = args.out.resolve()
     for option, value in vars(args).items():
-        for path in value if isinstance(value, list) else [value]:
-            if option == "out" or not isinstance(path, Path) or not path.is_dir():
+        for each in value if isinstance(value, list) else [value]:
+            path = Path(each) if option == "weights" else each
+            if option == "out" or not isinstance(path, Path):
+                continue
+            if path.is_file() and path.resolve().parent == out:
+                raise InputError(f"{path} is read, and lies in --out {args.out}; choose another")
+            if not path.is_dir():
                 continue
             inside = [path] if option != "data" else [path / name for name in FOLDERS]
             if out == path.resolve() or any(p.resolve() in (out, *out.parents) for p in inside):
@@ -102,7 +107,7 @@ class Run:
             "finished": False,
             **environment(device),
         }
-        ending.resumes = True
+        ending.resumes = ending.going_on(args.overwrite)
         self._lock: IO[str] | None = None
         state = 0
         if distributed.is_main():
@@ -194,6 +199,8 @@ class Run:
         # "auto" is what it stands for, and must not come to stand for something else halfway.
         before = before | _resolved(before, old, same)
         now = now | _resolved(now, self.record, same)
+        if before.get("crf_backend") == "no CRF":  # of older records, where it could be "auto"
+            before["crf_backend"] = now["crf_backend"]
         read, reads = mapping(old, "inputs"), self.record["inputs"]
         changes = {
             "settings": difference(before, now),
