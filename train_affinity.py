@@ -60,6 +60,9 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--crop {args.crop} holds no pair within --radius {args.radius}")
     precision.set_determinism(args.deterministic, device)
     start = weights.of(args)
+    if start is None and args.init is None:
+        remedy = "give --weights imagenet, or the classifier's model.pt"
+        artefacts.note(f"the backbone stays as it is, random features: {remedy}")
     torch.manual_seed(args.seed)
     network = AffinityNet(args.backbone, start)
     weights.take_rest(network, args.init, data.classes)

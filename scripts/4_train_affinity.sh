@@ -5,6 +5,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
+if [ "$WEIGHTS" = none ]; then WEIGHTS=$RUNS/classification/model.pt; fi # the best features there are
 stage train_affinity.py \
   --data "$DATA" \
   --split "$SPLIT" \

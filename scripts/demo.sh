@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
+no_options "$@"
 setup requirements.txt
 
 DATA=runs/demo/data

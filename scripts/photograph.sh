@@ -4,6 +4,8 @@
 # Machine: a CPU; a minute. Needs the runs of scripts/real_small.sh, with its RUNS and DATA.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup.sh
+no_options "$@"
 RUNS=${RUNS:-runs/animals}
 DATA=${DATA:-$RUNS/data}
 SEED=${SEED:-0}

@@ -5,6 +5,8 @@
 # Interrupted and started again it goes on where it was. Ends with the report's address.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup.sh
+no_options "$@"
 
 bash scripts/1_train_classification.sh
 bash scripts/2_make_cam.sh

@@ -20,7 +20,8 @@ SPLIT=${SPLIT:-train_aug}         # the list of images to train on
 SCORED=${SCORED:-train}           # the list whose masks score CAMs and pseudo-labels, where there are any
 VAL=${VAL-auto}                   # the list to segment and score in the end; auto: val, if there; empty: none
 BACKBONE=${BACKBONE:-resnet50}    # or resnet18, 34, 101, resnest50, 101, 269, or timm:NAME
-WEIGHTS=${WEIGHTS:-imagenet}      # what the three trainings start from: imagenet, none, or a file
+WEIGHTS=${WEIGHTS:-imagenet}      # what the trainings start from: imagenet, a file, or none (then the
+                                  # second and third start from the first)
 GPUS=${GPUS:-1}                   # processes on this machine; --batch-size stays global
 SEED=${SEED:-0}
 
@@ -37,7 +38,7 @@ if [ "$VAL" = auto ]; then
 fi
 
 # SMOKE=1: every stage on 20 of your images, small, in minutes of a CPU: does all of it run here?
-if [ -n "${SMOKE:-}" ]; then
+if [ "${SMOKE:-0}" != 0 ]; then
   [ -d "$DATA" ] || { echo "error: DATA=$DATA: no such directory in $PWD" >&2; exit 1; }
   RUNS=$RUNS/smoke
   lists=$RUNS/data/ImageSets/Segmentation

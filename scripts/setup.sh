@@ -1,4 +1,4 @@
-# Sourced by demo.sh, test.sh and the tables: an environment with the given requirement files.
+# Sourced by scripts: an environment with the given requirement files, and their --help.
 # Uses the active virtual or conda environment; makes ./.venv where none is active.
 #   setup requirements.txt [more files]
 setup() {
@@ -15,6 +15,16 @@ setup() {
     install_from "$file"
   done
   touch "$done_file"
+}
+
+# no_options "$@": of a script that variables set up, --help is what it says of itself
+no_options() {
+  [ $# -gt 0 ] || return 0
+  case $1 in
+    -h | --help) sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"; exit ;;
+  esac
+  echo "error: $1: ${0##*/} takes no options; give them to a stage's own script" >&2
+  exit 2
 }
 
 # install_from requirements.txt: into the active environment, which of uv's making has no pip

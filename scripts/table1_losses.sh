@@ -6,7 +6,8 @@
 # DATA, RUNS, BACKBONES and GPUS are heeded too, and options are those of tools/tables.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ -n "${SMALL:-}" ]; then source scripts/setup.sh; setup requirements.txt; fi
+if [ "${SMALL:-0}" = 0 ]; then SMALL=; fi
+if [ -n "$SMALL" ]; then source scripts/setup.sh; setup requirements.txt; fi
 
 python tools/tables.py 1 ${SMALL:+--small} ${DATA:+--data "$DATA"} ${RUNS:+--runs "$RUNS"} \
   ${SEEDS:+--seeds $SEEDS} ${BACKBONES:+--backbones $BACKBONES} ${GPUS:+--gpus "$GPUS"} "$@"

@@ -7,7 +7,8 @@
 # ResNeSt-269 62.45/74.14/74.67. ResNeSts need requirements-timm.txt. Variables: see Table 1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ -n "${SMALL:-}" ]; then source scripts/setup.sh; setup requirements.txt; fi
+if [ "${SMALL:-0}" = 0 ]; then SMALL=; fi
+if [ -n "$SMALL" ]; then source scripts/setup.sh; setup requirements.txt; fi
 
 python tools/tables.py 2 ${SMALL:+--small} ${DATA:+--data "$DATA"} ${RUNS:+--runs "$RUNS"} \
   ${SEEDS:+--seeds $SEEDS} ${BACKBONES:+--backbones $BACKBONES} ${GPUS:+--gpus "$GPUS"} "$@"

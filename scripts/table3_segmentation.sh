@@ -5,7 +5,9 @@
 # Paper (val/test): ResNeSt-101 66.9/67.7, ResNeSt-269 71.9/72.2. Variables: see Table 1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ -n "${SMALL:-}" ]; then source scripts/setup.sh; setup requirements.txt; fi
+if [ "${SMALL:-0}" = 0 ]; then SMALL=; fi
+if [ "${TEST:-0}" = 0 ]; then TEST=; fi
+if [ -n "$SMALL" ]; then source scripts/setup.sh; setup requirements.txt; fi
 
 python tools/tables.py 3 ${SMALL:+--small} ${DATA:+--data "$DATA"} ${RUNS:+--runs "$RUNS"} \
   ${SEEDS:+--seeds $SEEDS} ${BACKBONES:+--backbones $BACKBONES} ${GPUS:+--gpus "$GPUS"} \

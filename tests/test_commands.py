@@ -169,3 +169,24 @@ def test_what_a_numbered_script_makes_elsewhere_is_scored_there(tmp_path, script
     wanted = (other, tmp_path / "an other.json")
     assert scored("--verify", "--out", str(other)) == wanted
     assert scored("--out", "first", "--out", str(other), "--verify") == wanted
+
+
+@pytest.mark.parametrize("script", ["pipeline", "demo", "photograph"])
+def test_scripts_without_options_refuse_them(script):
+    command = ["bash", str(REPO / f"scripts/{script}.sh")]
+    run = subprocess.run([*command, "--epochs", "1"], capture_output=True, text=True)
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith(f"error: --epochs: {script}.sh takes no options")
+    run = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "Machine: " in run.stdout and "set -euo" not in run.stdout
+
+
+@pytest.mark.parametrize("number", ["4_train_affinity", "7_train_segmentation"])
+def test_without_weights_later_trainings_start_from_the_classifier(tmp_path, number):
+    (tmp_path / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUNS": "a b", "SMOKE": "0"}
+    for weights, expected in (("none", "a b/classification/model.pt"), ("imagenet", "imagenet")):
+        command, given = ["bash", str(REPO / f"scripts/{number}.sh")], env | {"WEIGHTS": weights}
+        words = subprocess.check_output(command, env=given, text=True).splitlines()
+        assert words[words.index("--weights") + 1] == expected

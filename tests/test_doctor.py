@@ -243,11 +243,6 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         list(doctor.check_weights(options("--weights", str(tmp_path / "none.pth"))))
 
 
-def test_missing_crf_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
-    assert level_of(list(doctor.check_crf(options())), "CRF") == "warn"
-
-
 @pytest.mark.parametrize(
     "python, level", [("3.9.1", "FAIL"), ("3.12.0", "ok"), ("3.14.0", "ok"), ("3.15.0", "warn")]
 )

@@ -129,10 +129,13 @@ def test_what_is_there_already_is_told(labelled, tmp_path):
     assert "pseudo, 7 there already" in labelled("--threshold", 0.3).out
 
 
-def test_the_next_training_shares_the_classifiers_options(labelled, data_root, tmp_path, capsys):
+@pytest.mark.parametrize("weights", ["my file.pth", "none"])
+def test_the_next_training_shares_the_classifiers_options(
+    labelled, data_root, tmp_path, capsys, weights
+):
     settings = {"backbone": "resnet18", "crop": 64, "sides": [48, 96], "batch_size": 32}
     (tmp_path / "run/classification").mkdir()
-    record = {"settings": settings, "holds": "model", "arguments": {"weights": "my file.pth"}}
+    record = {"settings": settings, "holds": "model", "arguments": {"weights": weights}}
     (tmp_path / "run/classification/run.json").write_text(json.dumps(record))
     out = tmp_path / "run/affinity_labels"
     command = ("--data", data_root, "--split", "train", "--scores", tmp_path / "run/cam")
@@ -142,7 +145,8 @@ def test_the_next_training_shares_the_classifiers_options(labelled, data_root, t
     args = train_affinity.get_args_parser().parse_args(words)
     assert script == "train_affinity.py" and args.labels == out
     assert (args.backbone, args.crop, args.sides) == ("resnet18", 64, [48, 96])
-    assert args.weights == "my file.pth"
+    classifier = tmp_path / "run/classification/model.pt"  # the best features where none were given
+    assert args.weights == (str(classifier) if weights == "none" else weights)
     assert "--batch-size" not in words  # the recipe's
 
 

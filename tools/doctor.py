@@ -26,7 +26,7 @@ from core import files, steps
 from core.errors import InputError, first_line, out_of_memory
 from core.run import lock
 from core.run.main import SAVERS, run_main
-from core.run.options import OneLineParser, integer, scale, side
+from core.run.options import OneLineParser, integer, scale, side, weights
 
 CORES = len(os.sched_getaffinity(0))
 PACKAGES = dict.fromkeys(("numpy", "PIL", "cv2", "tqdm"), "pip install -r requirements.txt") | {
@@ -60,15 +60,6 @@ def check_versions(_: argparse.Namespace) -> Findings:
         except Exception as error:  # a broken binary raises anything
             level, found = "FAIL", f"does not work: {first_line(error)}"
         yield level, name, found, remedy
-
-
-def check_crf(_: argparse.Namespace) -> Findings:
-    try:
-        importlib.import_module("pydensecrf.densecrf")
-        yield "ok", "CRF", "pydensecrf for CPUs, torch for GPUs", ""
-    except Exception as error:
-        remedy = "fine on a GPU; on a CPU with a C++ compiler: pip install -r requirements-crf.txt"
-        yield "warn", "CRF", f"torch alone, pydensecrf does not import: {first_line(error)}", remedy
 
 
 def check_memory(args: argparse.Namespace) -> Findings:
@@ -225,7 +216,7 @@ def examine(args: argparse.Namespace) -> list[tuple[str, str, str, str]]:
     findings: list[tuple[str, str, str, str]] = []
     checks = (check_memory, check_time, check_weights, check_data, check_training, check_output)
     checks += (check_workers,)
-    for check in (check_versions, check_crf, *checks):
+    for check in (check_versions, *checks):
         what = check.__name__.removeprefix("check_")
         try:
             findings.extend(check(args))
@@ -248,7 +239,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     stages = tuple(step.script for step in steps.STEPS)
     p.add_argument("--stage", nargs="+", choices=stages, default=stages, help="default: all")
     p.add_argument("--backbone", default="resnet50", help="of the trainings (resnet50)")
-    p.add_argument("--weights", default="imagenet", help="imagenet, none or a file (imagenet)")
+    words = "imagenet, none or a file (imagenet)"
+    p.add_argument("--weights", type=weights, default="imagenet", help=words)
     p.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto", help="auto")
     p.add_argument("--gpus", type=integer(1, 1024), default=1, help="processes on this machine (1)")
     words = "loader processes per GPU (8, or fewer cores)"

@@ -90,6 +90,8 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--small", action="store_true", help="synthetic data, ResNet-18, minutes")
     p.add_argument("--hr-cam", action="store_true", help="score the released code's map as well")
     p.add_argument("--test", action="store_true", help="Table 3: make the submission for test too")
+    words = "what to do where other settings or inputs made what is there"
+    p.add_argument("--stale", choices=("refuse", "redo"), default="refuse", help=words)
     more = "more options of a step, as in --with 'segmentation=--accumulate 4'; may be repeated"
     p.add_argument(
         "--with", dest="more", action="append", default=[], metavar="STEP=OPTIONS", help=more
@@ -128,7 +130,7 @@ def commands(step: Step, row: Row, args: argparse.Namespace) -> Iterator[list[ob
     models = [each.name for each in steps.STEPS if each.holds == "model"]
     out, data = row.folder / step.name, ["--data", args.data]
     split = args.split if step.split == "train" else step.split
-    stage = [f"{step.script}.py", *data, "--split", split, "--out", out]
+    stage = [f"{step.script}.py", *data, "--split", split, "--out", out, "--stale", args.stale]
     for option, name in step.reads:
         source = row.folder / name
         stage += [option, source / "model.pt" if name in models else source]

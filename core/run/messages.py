@@ -97,4 +97,6 @@ def _carried(classifier: Path) -> list[object]:
                 *(value if isinstance(value, list) else [value]),
             ]
     weights = artefacts.mapping(record, "arguments").get("weights", "imagenet")
+    if weights == "none":  # without others the classifier's features are the best there are
+        weights = classifier / "model.pt"
     return words if weights == "imagenet" else [*words, "--weights", weights]

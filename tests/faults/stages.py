@@ -122,14 +122,11 @@ def differing(one: dict[str, bytes], two: dict[str, bytes]) -> list[str]:
 
 
 def said(stderr: str) -> list[str]:
-    """Lines of stderr without progress bars and the note on a pydensecrf that is not there.
-
-    A bar ends in a bracket and need not end a line.
-    """
+    """Lines of stderr without notes and progress bars, which end in a bracket."""
     bar = r"[^\r\n]*(?:%\||\d(?:image|step) \[)[^\]\r\n]*\]"
     lines = re.sub(bar, "", stderr).replace("\r", "\n").splitlines()
     lines = [line.strip() for line in lines if line.strip()]
-    return [line for line in lines if not line.startswith("note: pydensecrf")]
+    return [line for line in lines if not line.startswith("note: ")]
 
 
 def wait_for_start(
