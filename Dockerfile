@@ -1,6 +1,5 @@
 # docker build -t puzzle-cam . && docker run --gpus all --shm-size 8g -v /data:/data puzzle-cam \
 #   bash -c "DATA=/data/VOCdevkit/VOC2012 RUNS=/data/runs bash scripts/pipeline.sh"
-# The dense CRF runs in PyTorch here, on the GPU; pydensecrf, its C++ twin for CPUs, needs a compiler.
 FROM python:3.11-slim
 WORKDIR /puzzle-cam
 COPY requirements*.txt ./

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -203,7 +201,7 @@ PROBS = np.full((2, 4, 6), 0.5, np.float32)
         (lambda: crf.refine_labels(IMAGE, LABELS + 2, 2, 1), r"labels 2\.\.2 do not fit"),
         (lambda: crf.refine_labels(IMAGE, LABELS - 1, 2, 1), r"labels -1\.\.-1 do not fit"),
         (lambda: crf.refine_labels(IMAGE, LABELS, 2, -1), "iterations must be 0 or more"),
-        (lambda: crf.refine_labels(IMAGE, LABELS, 2, 1, backend="c"), "choose one of auto"),
+        (lambda: crf.refine_labels(IMAGE, LABELS, 2, 1, backend="c"), "one of torch, pydensecrf"),
         (lambda: crf.refine_probabilities(IMAGE, PROBS[:, 1:], 1), "probabilities must be"),
         (lambda: crf.refine_probabilities(IMAGE, PROBS.astype(int), 1), "must be floating"),
         (lambda: crf.refine_probabilities(IMAGE, PROBS * np.nan, 1), "hold NaN"),
@@ -218,34 +216,11 @@ def test_bad_input_is_refused_in_one_line(refine, message):
     assert "\n" not in str(error.value)
 
 
-def test_resolve_backend(monkeypatch):
-    assert crf.resolve_backend("torch") == "torch"
-    assert crf.resolve_backend("auto", "cuda") == "torch"
-    monkeypatch.setattr(crf, "_pydensecrf", lambda: object())
-    assert crf.resolve_backend() == crf.resolve_backend("auto", "cpu") == "pydensecrf"
+def test_a_backend_that_is_not_there(monkeypatch):
     monkeypatch.setattr(crf, "_pydensecrf", lambda: None)
-    with pytest.raises(InputError, match="pydensecrf2"):
-        crf.resolve_backend("pydensecrf")
-
-
-def test_auto_without_pydensecrf_says_so_once(golden, tmp_path):
-    script = """
-import sys
-sys.modules["pydensecrf"] = None  # makes the import fail
-import numpy as np
-from core.method import crf
-golden = np.load("tests/goldens/crf.npz")
-for _ in range(2):
-    q = crf.refine_probabilities(golden["image"], golden["prob21"], 10)
-np.save(sys.argv[1], q)
-"""
-    run = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "q.npy"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stderr.splitlines() == ["note: pydensecrf does not import; the CRF runs in torch"]
-    q = np.load(tmp_path / "q.npy")
-    np.testing.assert_allclose(q, golden["prob21_crf_t10"], atol=1e-4, rtol=0)
+    assert crf.require("torch") == "torch"
+    with pytest.raises(InputError, match=r"requirements-crf\.txt"):
+        crf.require("pydensecrf")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

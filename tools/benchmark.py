@@ -147,9 +147,12 @@ def main(argv: list[str] | None = None) -> None:
         how = args.threads, Path(folder), batch, args.repeats or int(args.quick), args.quick
         bench = Bench(device, *how, **(QUICK if args.quick else {}))
         for name in chosen:
-            if name in AGAINST_PYDENSECRF and crf.resolve_backend() != "pydensecrf":
-                print(f"{name}: left out, pydensecrf does not import", file=sys.stderr)
-                continue
+            if name in AGAINST_PYDENSECRF:
+                try:
+                    crf.require("pydensecrf")
+                except InputError as error:
+                    print(f"{name}: left out; {error}", file=sys.stderr)
+                    continue
             print(f"measuring {name} ...", file=sys.stderr, flush=True)
             torch.manual_seed(0)
             try:

@@ -1,9 +1,9 @@
 """Dense CRF refinement of label maps and class probabilities.
 
 Mean-field inference in a fully connected CRF with Gaussian edge potentials (Krähenbühl and Koltun,
-NIPS 2011), with two backends that give the same labels: `pydensecrf` (their C++ code, one CPU core)
-and `torch` (CPU or CUDA, nothing to compile, see `core.method.lattice`). Arrays, tensors on any
-device and PIL images are taken alike; results are NumPy arrays.
+NIPS 2011), with two backends that give the same labels: `torch` (CPU or CUDA, see
+`core.method.lattice`) and `pydensecrf` (their C++ code, one CPU core, half as fast). Arrays,
+tensors on any device and PIL images are taken alike; results are NumPy arrays.
 
 Several images in flight on one GPU: call from several threads, each on a CUDA stream of its own.
 The calls share nothing but the cache of spatial lattices, which is safe to share, and wait for the
@@ -14,7 +14,6 @@ the result; of more than 21 labels a third time, for which of them count (`label
 
 import functools
 import importlib
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -27,31 +26,25 @@ import torch
 from torch import Tensor
 
 Device = torch.device | str | None
-BACKENDS = ("auto", "pydensecrf", "torch")
+BACKENDS = ("torch", "pydensecrf")
 
 # Widths of the bilateral term: sxy in pixels, srgb in 8-bit colour steps.
 LABEL_WIDTHS = {"sxy": LABEL_CRF.bilateral_sxy, "srgb": LABEL_CRF.bilateral_srgb}
 PROBABILITY_WIDTHS = {"sxy": PROBABILITY_CRF.bilateral_sxy, "srgb": PROBABILITY_CRF.bilateral_srgb}
 
 
-def resolve_backend(name: str = "auto", device: Device = None) -> str:
-    """What `name`, one of `BACKENDS`, means on `device` (None: the CPU): "pydensecrf" or "torch".
+def require(backend: str) -> str:
+    """The backend's name, where it can be used.
 
-    `auto` is torch on a GPU; on a CPU it is pydensecrf if that imports, else torch, and one line on
-    stderr says so, once per process. Raises ValueError for another name, InputError where
-    "pydensecrf" is asked for and cannot be imported.
+    Raises ValueError for another name than those of `BACKENDS`, InputError where pydensecrf does
+    not import.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"CRF backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    if name == "torch" or (name == "auto" and torch.device(device or "cpu").type != "cpu"):
-        return "torch"
-    if _pydensecrf() is not None:
-        return "pydensecrf"
-    if name == "pydensecrf":
-        remedy = "install pydensecrf2, or use torch"
+    if backend not in BACKENDS:
+        raise ValueError(f"CRF backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if backend == "pydensecrf" and _pydensecrf() is None:
+        remedy = "install requirements-crf.txt, which needs a C++ compiler, or use torch"
         raise InputError(f"CRF backend pydensecrf does not import: {remedy}")
-    _say_fallback()
-    return "torch"
+    return backend
 
 
 def device_of(backend: str, device: torch.device) -> torch.device:
@@ -64,7 +57,7 @@ def refine_labels(
     labels: Any,
     n_labels: int,
     iterations: int,
-    backend: str = "auto",
+    backend: str = "torch",
     device: Device = None,
 ) -> np.ndarray:
     """`DenseCRF.refine_labels` of one image, at the widths for label maps (sxy 50, srgb 5)."""
@@ -73,7 +66,7 @@ def refine_labels(
 
 
 def refine_probabilities(
-    image: Any, probs: Any, iterations: int, backend: str = "auto", device: Device = None
+    image: Any, probs: Any, iterations: int, backend: str = "torch", device: Device = None
 ) -> np.ndarray:
     """`DenseCRF.refine_probabilities` of one image, at the segmentation's widths (80 and 13)."""
     crf = DenseCRF(image, **PROBABILITY_WIDTHS, backend=backend, device=device)
@@ -81,7 +74,7 @@ def refine_probabilities(
 
 
 def most_probable(
-    image: Any, probs: Any, iterations: int, backend: str = "auto", device: Device = None
+    image: Any, probs: Any, iterations: int, backend: str = "torch", device: Device = None
 ) -> np.ndarray:
     """`DenseCRF.most_probable` of one image, at the segmentation's widths (80 and 13)."""
     crf = DenseCRF(image, **PROBABILITY_WIDTHS, backend=backend, device=device)
@@ -113,16 +106,16 @@ class DenseCRF:
     """The pairwise terms of one image, built once and used for any number of passes.
 
     Image uint8 (H, W, 3); sxy and srgb: widths of the bilateral term, in pixels and in colour steps
-    (0..255); device: where the torch backend works, None is the CPU. `self.backend` is what
-    `resolve_backend` says. Raises ValueError for another image or a width that is not positive.
+    (0..255); device: where the torch backend works, None is the CPU. Raises ValueError for another
+    image or a width that is not positive, and as `require` does.
     """
 
     def __init__(
-        self, image: Any, sxy: float, srgb: float, backend: str = "auto", device: Device = None
+        self, image: Any, sxy: float, srgb: float, backend: str = "torch", device: Device = None
     ) -> None:
         if not (sxy > 0 and srgb > 0):
             raise ValueError(f"CRF: sxy and srgb must be positive, not {sxy} and {srgb}")
-        self.backend = resolve_backend(backend, device)
+        self.backend = require(backend)
         image = _tensor(image, "image", "uint8", (None, None, 3))
         where = device_of(self.backend, torch.device(device or "cpu"))
         self._image = _send(image, where, copy=True).contiguous()
@@ -227,7 +220,7 @@ class DenseCRF:
         n_labels = len(unary)
         if n_labels not in self._compiled:
             library = _pydensecrf()
-            assert library is not None  # `resolve_backend` has seen to it
+            assert library is not None  # `require` has seen to it
             crf = library.DenseCRF2D(*self._size[::-1], n_labels)
             crf.addPairwiseGaussian(sxy=LABEL_CRF.gaussian_sxy, compat=LABEL_CRF.gaussian_compat)
             image = self._image.numpy()
@@ -260,11 +253,6 @@ def _pydensecrf() -> ModuleType | None:
         return importlib.import_module("pydensecrf.densecrf")
     except Exception:  # missing, or built for another Python or NumPy: errors of any kind
         return None
-
-
-@functools.cache
-def _say_fallback() -> None:
-    print("note: pydensecrf does not import; the CRF runs in torch", file=sys.stderr)
 
 
 def _tensor(array: Any, name: str, kind: str, shape: tuple[int | None, ...]) -> Tensor:

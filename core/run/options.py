@@ -271,13 +271,13 @@ def add_batch_images(p: Parser, default: int) -> None:
 
 
 @grouped("dense CRF")
-def add_crf(p: Parser, stage: Any, default: str = "auto") -> None:
+def add_crf(p: Parser, stage: Any) -> None:
     """--crf-iterations, --crf-backend and --jobs."""
     from core.method import crf
 
     p.add_constant(stage, "crf_iterations", integer(1, 10_000), "mean-field steps")
-    words = "auto: torch on a GPU, pydensecrf on a CPU where it is installed"
-    p.add_argument("--crf-backend", choices=crf.BACKENDS, default=default, help=words)
+    words = "the same labels; pydensecrf is the authors', on one CPU core, an extra to install"
+    p.add_argument("--crf-backend", choices=crf.BACKENDS, default="torch", help=words)
     add_jobs(p)
 
 
