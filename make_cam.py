@@ -54,10 +54,12 @@ def make_cams(
     with ThreadPoolExecutor(2) as writers:
         writing = []
         for group, copies, size in views:
+            present = sorted({c for image_id in group for c in labels[image_id]}) or [1]
             with autocast:
-                sums = sum_scales(network, copies, size, high_res)
+                sums = sum_scales(network, copies, size, high_res, present)
             for image_id, maps in zip(group, sums, strict=True):
-                cam = of_classes(maps, labels[image_id]).half().cpu().numpy()
+                own = [present.index(c) + 1 for c in labels[image_id]]
+                cam = of_classes(maps, own).half().cpu().numpy()
                 scores = Scores(labels[image_id], cam, size)
                 writing.append(writers.submit(scores.save, out / f"{image_id}.npz"))
             while len(writing) > 64:
@@ -85,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
         network = network.to(device, memory_format=torch.channels_last)
         pictures = {i: data.image_path(i) for i in ids}
         seen = functools.partial(images.fit_size, side=args.max_side)
+        if args.map == "hr_cam":  # which is as large as the image
+            seen = tuple
         groups = inference.equal_size_batches(pictures, args.batch_images, device, seen)
         todo = inference.remaining(groups, args.out, ".npz")
         views = inference.pyramids(

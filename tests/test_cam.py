@@ -40,6 +40,16 @@ def test_multi_scale_golden():
     np.testing.assert_allclose(got, g["strided_cam"], rtol=1e-5, atol=1e-6)
 
 
+def test_sums_of_some_classes_are_those_of_all():
+    image = golden("multi_scale_cam")["image"]
+    copies = [copy[None] for copy in pyramid(image, cam.SCALES)]
+    for high_res in (False, True):
+        whole = cam.sum_scales(stand_in, copies, image.shape[:2], high_res)
+        some = cam.sum_scales(stand_in, copies, image.shape[:2], high_res, [4, 2])
+        torch.testing.assert_close(some, whole[:, [3, 1]])
+    assert cam.multi_scale(stand_in, image).div_(2).isfinite().all()  # an ordinary tensor
+
+
 def test_hr_cam_golden():
     """The released second map, from samples at stride 4: how near upsampling comes to it.
 

@@ -66,6 +66,34 @@ def test_a_cell_lies_where_its_pixels_are(pyramid):
         assert corner > 2 * change[:rows, :columns].mean()
 
 
+def test_strided_pointwise_convolutions_are_the_same_and_safe():
+    """Of RepVGG: torch's backward pass of them corrupts a CPU's memory, channels last."""
+    torch.manual_seed(0)
+    pyramid = backbones.build("timm:repvgg_a0").eval()
+    theirs = timm.create_model("repvgg_a0", features_only=True, output_stride=16).eval()
+    theirs.load_state_dict(pyramid.net.state_dict())
+    pyramid = pyramid.to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 96)
+    for ours, other in zip(pyramid.net(images), theirs(images), strict=True):
+        torch.testing.assert_close(ours, other)
+    convolutions = [m for m in pyramid.net.modules() if isinstance(m, torch.nn.Conv2d)]
+    pointwise = [m for m in convolutions if m.kernel_size == (1, 1) and m.in_channels == 3]
+    assert pointwise and all(m.stride == (1, 1) for m in pointwise)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "resnext26ts", "convnext_atto"])
+def test_synchronised_statistics_change_nothing_else(name):
+    network = Classifier(f"timm:{name}", 3).eval()
+    names, images = list(network.state_dict()), torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        before = network(images)
+        after = training.synchronise(network)
+        torch.testing.assert_close(after(images), before)
+    assert list(after.state_dict()) == names
+    kinds = {type(module).__name__ for module in after.modules()}
+    assert not any(kind.startswith("BatchNorm") for kind in kinds)
+
+
 @pytest.mark.parametrize("name", PYRAMIDS)
 def test_the_three_networks(name):
     """Shapes, and one update of what each of them trains."""

@@ -128,6 +128,24 @@ def _remove_stride(block: nn.Module) -> None:
             module.stride = 1
 
 
+def _make_safe(network: nn.Module) -> None:
+    """Give 1x1 convolutions of stride 2 on few channels, as in RepVGG, every second pixel instead.
+
+    Their backward pass on CPUs, channels last, writes where it must not (torch 2.14).
+    """
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d) or module.in_channels >= 16:
+            continue
+        if module.kernel_size == (1, 1) and module.stride == (2, 2):
+            module.stride = (1, 1)
+            module.register_forward_pre_hook(_every_second)
+
+
+def _every_second(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    """What a convolution of 1x1 and stride 2 sees."""
+    return (inputs[0][..., ::2, ::2],)
+
+
 class Pyramid(Backbone):
     """Any network of timm that gives its features, at output stride 16 where it can be built so.
 
@@ -150,6 +168,7 @@ class Pyramid(Backbone):
         self.strides = [max(4, stride) for stride in self.reductions]
         for buffer, value in zip(("scale", "shift"), input_scale(self.name), strict=True):
             self.register_buffer(buffer, value)
+        _make_safe(self.net)
         self._check()
         if weights is not None:
             self.load_state_dict(weights, strict=False)

@@ -224,7 +224,8 @@ def explain(error: BaseException, options: set[str]) -> str | None:
         what = "a loader process was killed (out of memory or /dev/shm?)"
         savers = ["--workers", "--crop", "--batch-images", "--scales", "--max-side"]
     elif "more than 1 value per channel" in text:
-        return "BatchNorm cannot train on one image at a time; lower --accumulate"
+        what = "BatchNorm cannot train on one image at a time"
+        return f"{what}; raise --batch-size, or lower --accumulate"
     elif out_of_memory(error):
         gpu, wanted = ON_GPU.search(text), WANTED.search(text)
         what = f"out of {'GPU ' * bool(gpu)}memory"

@@ -33,6 +33,13 @@ def freeze_unreached(network: nn.Module, device: torch.device) -> None:
         parameter.grad = None
 
 
+def synchronise(network: nn.Module) -> nn.Module:
+    """The network with BatchNorm statistics over all processes."""
+    if timm := sys.modules.get("timm"):  # torch's would lose the activations in timm's BatchNorms
+        return timm.layers.convert_sync_batchnorm(network)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+
+
 class Trainer:
     """SGD on one of the three networks; goes on from `OUT/last.pt` where there is one.
 
@@ -69,7 +76,7 @@ class Trainer:
         self.plan, self.out, self.device, self.identity = plan, out, device, identity
         self.warn, self.warned, self.look = warn, False, look
         if plan.sync_bn:
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = synchronise(network)
         self.plain = network.to(self.device).to(memory_format=torch.channels_last)
         # Not fused under fp16: after a first step that the scaler skips, torch's fused SGD goes on
         # from a momentum buffer that was never written.
