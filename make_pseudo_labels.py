@@ -3,7 +3,7 @@
 
     python make_pseudo_labels.py --data VOCdevkit/VOC2012 --scores runs/voc/rw --out runs/voc/pseudo
 
-About 3 minutes for VOC's train_aug on an H100. Score the label maps with
+About 2 minutes for VOC's train_aug on an H100. Score the label maps with
 `evaluate.py --labels`; expect 64.7 mIoU on train with a ResNet-50 (paper).
 """
 

@@ -27,8 +27,8 @@ LOADED = 700.0  # training views a second and core
 # maps of ten iterations; one of one; ten with 21 labels.
 CRF = {
     "make_affinity_labels": (1.4, 0.14),
-    "make_pseudo_labels": (0.7, 0.09),
-    "predict": (1.15, 0.13),
+    "make_pseudo_labels": (0.55, 0.05),
+    "predict": (2.3, 0.13),
 }
 WALK = (0.3, 0.09)
 SHARES = {"train_affinity": (0.7, 0.35), "train_segmentation": (0.9, 0.85)}  # of Rates.training

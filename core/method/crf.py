@@ -2,8 +2,8 @@
 
 Mean-field inference in a fully connected CRF with Gaussian edge potentials (Krähenbühl and Koltun,
 NIPS 2011), with two backends that give the same labels: `torch` (CPU or CUDA, see
-`core.method.lattice`) and `pydensecrf` (their C++ code, one CPU core, half as fast). Arrays,
-tensors on any device and PIL images are taken alike; results are NumPy arrays.
+`core.method.lattice`) and `pydensecrf` (their C++ code, one CPU core). Arrays, tensors on any
+device and PIL images are taken alike; results are NumPy arrays.
 
 Several images in flight on one GPU: call from several threads, each on a CUDA stream of its own.
 The calls share nothing but the cache of spatial lattices, which is safe to share, and wait for the

@@ -164,7 +164,8 @@ def parallel(bench: Bench) -> Rows:
 
 
 def torch_backend(bench: Bench) -> Rows:
-    """Our lattice in PyTorch against pydensecrf's C++ on one core, an image a call."""
+    """Our lattice in PyTorch, on a GPU or a core, against pydensecrf's C++ on a core."""
+    bench = bench if bench.cuda else bench.one_core
     data, device = data_root(bench), bench.device
     first = data.ids(SPLIT)[0]
     photo = images.as_array(images.read_image(data.image_path(first)))
@@ -181,7 +182,9 @@ def torch_backend(bench: Bench) -> Rows:
     def refine_21(backend: str) -> None:
         crf.refine_probabilities(photo, probs, 10, backend, device)
 
-    note = f"torch on {device.type}, pydensecrf on one core with its lattice shared"
+    note = (
+        f"torch on {'a GPU' if bench.cuda else 'one core'}, pydensecrf on one, lattice shared"
+    )
     passes = "gathers from the lattice's vertices, and its sorting"
     lattice = "sorting the keys of 6 vertices a pixel; the spatial one is kept for its image size"
     memory = "memory: 21 values of every vertex and pixel"
