@@ -29,7 +29,7 @@ no_options() {
 
 # install_from requirements.txt: into the active environment, which of uv's making has no pip
 install_from() {
-  if python -c "import pip" 2>/dev/null; then
+  if python -c "import pip" >/dev/null 2>&1; then
     python -m pip install --quiet --disable-pip-version-check -r "$1"
   elif command -v uv >/dev/null; then
     uv pip install --quiet -r "$1"

@@ -125,6 +125,11 @@ def test_options_of_a_step() -> None:
         )
 
 
+def test_stale_is_for_every_stage() -> None:
+    for command in commands(options(3, "--stale", "redo")):
+        assert ("--stale" in command) == (command[0] in SCRIPTS)
+
+
 def test_a_new_refinement_is_one_line_in_the_list_of_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -292,7 +297,7 @@ def test_shell_scripts_pass_the_environment_on(tmp_path: Path) -> None:
     given |= {"BACKBONES": "resnet18 resnet50"}
     for number, name in ((1, "losses"), (2, "pseudo_labels"), (3, "segmentation")):
         command = ["bash", str(REPO / f"scripts/table{number}_{name}.sh"), "--with", "rw=--beta 8"]
-        for environment in ({}, given, {"SMALL": "1"}):
+        for environment in ({"SMALL": "0"}, given, {"SMALL": "1"}):
             done = subprocess.run(
                 command, env=base | environment, capture_output=True, text=True, check=True
             )
@@ -300,7 +305,7 @@ def test_shell_scripts_pass_the_environment_on(tmp_path: Path) -> None:
             args = tables.get_args_parser().parse_args(words)
             assert script == "tools/tables.py" and args.tables == [number]
             assert args.more == ["rw=--beta 8"]
-            assert args.small == ("SMALL" in environment)
+            assert args.small == (environment.get("SMALL") == "1")
             if environment is given:
                 assert args.test == (number == 3)
                 assert (args.data, args.runs) == (Path("my data"), Path("my runs"))

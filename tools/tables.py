@@ -130,7 +130,8 @@ def commands(step: Step, row: Row, args: argparse.Namespace) -> Iterator[list[ob
     models = [each.name for each in steps.STEPS if each.holds == "model"]
     out, data = row.folder / step.name, ["--data", args.data]
     split = args.split if step.split == "train" else step.split
-    stage = [f"{step.script}.py", *data, "--split", split, "--out", out, "--stale", args.stale]
+    stage = [f"{step.script}.py", *data, "--split", split, "--out", out]
+    stage += ["--stale", "redo"] if args.stale == "redo" else []
     for option, name in step.reads:
         source = row.folder / name
         stage += [option, source / "model.pt" if name in models else source]

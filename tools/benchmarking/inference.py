@@ -182,9 +182,7 @@ def torch_backend(bench: Bench) -> Rows:
     def refine_21(backend: str) -> None:
         crf.refine_probabilities(photo, probs, 10, backend, device)
 
-    note = (
-        f"torch on {'a GPU' if bench.cuda else 'one core'}, pydensecrf on one, lattice shared"
-    )
+    note = f"torch on {'a GPU' if bench.cuda else 'one core'}, pydensecrf on one, lattice shared"
     passes = "gathers from the lattice's vertices, and its sorting"
     lattice = "sorting the keys of 6 vertices a pixel; the spatial one is kept for its image size"
     memory = "memory: 21 values of every vertex and pixel"
