@@ -66,7 +66,12 @@ def test_an_interrupted_training_logs_the_same(data_root, tmp_path, monkeypatch,
     with pytest.raises(KeyboardInterrupt):
         train(data_root, tmp_path / "cut", "--val", "val")
     monkeypatch.undo()
+    record = tmp_path / "cut/run.json"
+    before = json.loads(record.read_text())["seconds"]
+    assert before > 0
+    record.write_text(record.read_text().replace(f'"seconds": {before}', '"seconds": 1000.0'))
     assert train(data_root, tmp_path / "cut", "--val", "val") == whole
+    assert json.loads(record.read_text())["seconds"] > 1000
 
 
 def test_what_cannot_be_held_out_is_said_before_the_work(data_root, tmp_path):

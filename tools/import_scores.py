@@ -7,7 +7,7 @@
 A file for each image, `<id>.npy`, in the form of IRN (also AdvCAM, ReCAM), Puzzle-CAM, CLIP-ES,
 SEAM and psa, or plain arrays (.npy, .npz) and, for one class, grey images; tools/foreign.py has the
 forms. The form is found out by looking. Pickled files are read by a reader that builds arrays and
-dicts alone. Then: make_affinity_labels.py --scores runs/theirs/cam, and so on.
+dicts alone. Then: make_affinity_labels.py --split train --scores runs/theirs/cam, and so on.
 """
 
 import sys

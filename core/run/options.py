@@ -235,7 +235,8 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     p.add_constant(stage, "lr", number(1e-9, 1e6), rates)
     words = "Nesterov; the default is what the authors' code ran with (README, Differences)"
     p.add_constant(stage, "momentum", number(0, 0.9999), words)
-    p.add_constant(stage, "weight_decay", number(0, 1), "0 on biases")
+    words = "0 on biases, but for the boundary network's"
+    p.add_constant(stage, "weight_decay", number(0, 1), words)
     p.add_constant(stage, "sides", side, "range of the longer side after the random resize")
     p.add_constant(stage, "crop", side, "side of the training views")
     p.add_argument("--seed", type=seed, default=0, help="of the weights, views and batches")
@@ -256,7 +257,7 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
 def add_inference(p: Parser, stage: Any, batch_images: int) -> None:
     """--scales, --max-side, --batch-images and --amp."""
     p.add_constant(stage, "scales", scale, "image scales, each with its mirror image")
-    words = "the network sees larger images reduced to this longer side; lower it to save memory"
+    words = "larger images are reduced to this longer side, then scaled; lower it to save memory"
     p.add_argument("--max-side", type=side, default=1024, help=words)
     add_batch_images(p, batch_images)
     add_amp(p)

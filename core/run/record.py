@@ -133,9 +133,17 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         if self._lock is not None:
+            if kind is not None and not self.record["finished"]:  # the next start counts on
+                with contextlib.suppress(OSError, InputError):
+                    self.record["seconds"] = self._seconds()
+                    self._write()
             self._lock.close()
+
+    def _seconds(self) -> float:
+        """Wall time of this start and of those before it."""
+        return round(self.record["seconds"] + time.monotonic() - self.began, 1)
 
     @property
     def identity(self) -> str:
@@ -240,13 +248,12 @@ class Run:
                 warnings += health.warnings(results["health"])
             if warnings:
                 results["warnings"] = warnings
-            seconds = self.record["seconds"] + time.monotonic() - self.began
             # Linux counts in KiB; this process alone, not its workers.
             results["peak_cpu_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
             if self.device.type == "cuda":
                 results["peak_gpu_bytes"] = torch.cuda.max_memory_allocated(self.device)
             self.record["digest"] = seal(self.out, self.makes)
-            self.record |= {"results": results, "seconds": round(seconds, 1), "finished": True}
+            self.record |= {"results": results, "seconds": self._seconds(), "finished": True}
             self._write()
             repeat_warnings(self.out, self.record)
             print(messages.trailer(self.record, len(self.makes), self.out), flush=True)
