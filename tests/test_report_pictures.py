@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import predict
 from core.data.datasets import DataRoot
 from core.data.images import write_label
 from tools import report
-from tools.reporting import gallery
+from tools.reporting import charts, gallery
 from tools.reporting.collect import collect
-from tools.reporting.pictures import Album, albums
+from tools.reporting.pictures import Album, Cell, albums
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -110,3 +112,16 @@ def test_the_iou_of_an_image_by_hand(data_root):
     matrix = Album(DataRoot(data_root), "train", "SegmentationClass", []).confusion(label, truth)
     assert matrix.iou() == pytest.approx([50, 200 / 3, 50, 0])
     assert matrix.miou() == pytest.approx((50 + 200 / 3 + 50) / 4)
+
+
+def test_letters_that_no_font_has_are_noted_once(tmp_path, capsys, recwarn, monkeypatch):
+    cell = Cell(np.zeros((20, 30, 3), np.uint8), np.ones((20, 30), np.uint8))
+    for name, said in (("cat", 0), ("\ue123\ue124", 1)):  # of private use
+        gallery.draw([[("labels", name, cell)]], [name], 80, tmp_path / "a.png")
+        assert capsys.readouterr().err.count("note: no font here has all letters") == said
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    # Letters are looked for in all that is installed, as a Chinese name's in a font for them.
+    fonts = [Namespace(name=name) for name in ("WenQuanYi Zen Hei", "DejaVu Sans", "Other")]
+    monkeypatch.setattr(charts.font_manager.fontManager, "ttflist", fonts)
+    with charts.style():
+        assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "WenQuanYi Zen Hei"]

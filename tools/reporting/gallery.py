@@ -11,11 +11,10 @@ import predict
 from core import files, steps
 from core.data import images, visual
 from core.progress import Bar
-from tools.reporting.charts import STYLE, data_uri
+from tools.reporting.charts import data_uri, style
 from tools.reporting.collect import Family, noting
 from tools.reporting.pictures import Album, Cell, Column, Strip
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -196,7 +195,7 @@ def draw(lines: list[list[Place]], names: list[str], side: int, path: Path) -> N
     shown = [(visual.PALETTE[c], names[c - 1]) for c in found if 0 < c <= len(names)]
     shown += [(visual.PALETTE[images.IGNORE], "not scored")] if images.IGNORE in found else []
     colours = [Patch(facecolor=c / 255, edgecolor="grey", label=name) for c, name in shown]
-    with matplotlib.rc_context(fname=STYLE):
+    with style():
         size = width / DPI, (sum(heights) + 50) / DPI
         figure = Figure(size, DPI, layout="constrained")
         parts = figure.subfigures(len(lines), 1, squeeze=False, height_ratios=heights)
