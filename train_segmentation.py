@@ -44,7 +44,9 @@ def step(trainer: Trainer, batch: list[Tensor]) -> None:
     for images, labels in trainer.microbatches(batch):  # (n, 3, crop, crop), (n, crop, crop)
         with trainer.autocast():
             logits = trainer.network(images).float()  # (n, C + 1, crop, crop)
-            loss = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="sum")
+            # Summed apart: within, the sum on a GPU is of another order every time.
+            each = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
+            loss = each.sum()
         trainer.backward(loss / valid)
     trainer.update()
 

@@ -106,8 +106,17 @@ def test_missing_and_damaged_pictures(root: Path) -> None:
 
 def test_missing_pictures_of_the_other_lists(root: Path) -> None:
     (root / "JPEGImages" / "p38.png").unlink()
-    said = words(root)
-    assert "data: val: 2 images, 1 of them missing" in said and not words(root, "FAIL")
+    assert "data: val: 2 images, 1 of them missing" in words(root, "FAIL")
+
+
+def test_lists_that_no_stage_reads_and_one_that_overlaps(root: Path) -> None:
+    lists = root / "ImageSets" / "Segmentation"
+    (lists / "test.txt").write_text("")
+    (lists / "._train.txt").write_bytes(b"\0\xff")
+    assert any("test.txt: the split is empty" in each for each in words(root))
+    assert not words(root, "FAIL")
+    (lists / "val.txt").write_text("\n".join(IDS[-3:]))
+    assert "data: 1 of val's 3 images are in train" in words(root)
 
 
 def test_counts_of_classes(root: Path) -> None:

@@ -96,6 +96,17 @@ def test_the_layers_hold_the_label_maps_at_every_level(run, data_root):
                 np.testing.assert_array_equal(label, wanted(run, level, image_id, column))
 
 
+def test_large_pictures_are_shown_reduced(run, data_root):
+    page = (make(run, data_root, "--side", 32) / "index.html").read_text()
+    whole = (make(run, data_root) / "index.html").read_text()
+    for image_id, each in layers(page).items():
+        assert {pixels.shape for pixels in each} == {(24, 32, 3)}  # of 48x64
+        for small, full in zip(each, layers(whole)[image_id], strict=True):
+            assert {*np.unique(small[..., 0])} <= {*np.unique(full[..., 0])}
+    facts = [re.search(r"const columns = (\[.*?\]), palette", each)[1] for each in (page, whole)]
+    assert facts[0] == facts[1]  # of all pixels
+
+
 def test_shares_and_auto_are_of_all_images(run, data_root):
     page = (make(run, data_root, "--images", 2) / "index.html").read_text()
     scores, labels = json.loads(re.search(r"const columns = (\[.*?\]), palette", page).group(1))

@@ -8,11 +8,12 @@ import shutil
 import evaluate
 import train_classification
 from core.errors import InputError
-from core.run import training
+from core.run import inference, training
 from tools.reporting import charts, summarise
 from tools.reporting.collect import collect
 
 import pytest
+import torch
 from conftest import SMALL, run_stage
 
 EPOCHS = 3
@@ -49,6 +50,20 @@ def test_every_epoch_is_looked_at_and_nothing_else_changes(data_root, tmp_path, 
     assert "classification: average precision on held-out images" in titles
     said = summarise.classifier(row.seeds[0])
     assert f"precision {found[-1]['ap']:.1f} on held-out images at step 6 (lowest: " in said
+
+
+def test_a_look_tries_no_algorithms_of_cudnn(data_root, tmp_path, monkeypatch):
+    """Which pay for views of one size, not for pictures of many."""
+    seen, original = [], inference.average_precision
+
+    def noted(*given: object) -> dict:
+        seen.append(torch.backends.cudnn.benchmark)
+        return original(*given)
+
+    monkeypatch.setattr(inference, "average_precision", noted)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    train(data_root, tmp_path / "a", "--val", "val")
+    assert seen == EPOCHS * [False] and torch.backends.cudnn.benchmark
 
 
 @pytest.mark.parametrize("cut", [0, 2])

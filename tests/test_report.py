@@ -19,7 +19,7 @@ from tools.reporting.collect import collect, read_log
 import pytest
 from conftest import write_cams
 from PIL import Image
-from report_runs import classifier, evaluation, make, write_demo, write_json, write_tree
+from report_runs import classifier, evaluation, make, write_demo, write_json, write_run, write_tree
 
 
 @pytest.fixture
@@ -115,6 +115,21 @@ def test_the_table_and_metrics_of_a_demo(demo, tmp_path, capsys):
     }  # fmt: skip
     assert written["seconds"]["classification_plain"] == 100 and written["seconds"]["rw"] == 60
     assert "Puzzle-CAM, ResNet-18" not in page.text and "51.53" not in page.text  # no tables of VOC
+
+
+def test_no_run_hides_the_figures_of_another(tmp_path):
+    """Losses that are no row of the paper's are called after their folder."""
+    for name, miou, changes in (("a", 50.0, {}), ("b", 20.0, {"re_seams": "drop"})):
+        kinds = {"re_seams": "keep", "re_scale": "raw"} | changes
+        classifier(tmp_path / name, changes=kinds)
+        write_run(tmp_path / name / "cam", "make_cam")
+        value = evaluation(miou)
+        del value["iou"]["background"]
+        write_json(tmp_path / name / "cam.json", value)
+    families = collect([tmp_path], [])
+    found = summarise.metrics(families)
+    assert {k: v for k, v in found.items() if k != "seconds"} == {"cam": 50.0, "cam_b": 20.0}
+    assert "20 classes" in summarise.notes(families[0])[0]
 
 
 def test_a_new_refinement_is_one_line_in_the_list(demo, data_root, tmp_path, capsys, monkeypatch):

@@ -31,11 +31,13 @@ def service(request, monkeypatch):
 def test_a_service_gets_the_rows_of_the_log(inputs, tmp_path, service):
     kind, calls = service
     stage = STAGES["classification"]
+    tmp_path = tmp_path / "tom's,run"  # of which wandb takes no quote or comma
     stage.run(inputs, tmp_path, "--track", kind)
     rows = [json.loads(s) for s in (tmp_path / "classification/log.jsonl").read_text().splitlines()]
     (_, how), *logged, last = calls
     assert how["project"] == "puzzle-cam" and how["resume"] == "allow"
     assert how["name"].endswith("classification") and ("id" in how) == (kind == "wandb")
+    assert not set(how.get("id", "") + how["name"]) & set(":;,#?/' ")
     assert last == ("finish",)
     assert logged == [("log", r["step"], {k: v for k, v in r.items() if k != "step"}) for r in rows]
     left = contents(tmp_path, stage)

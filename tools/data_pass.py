@@ -202,7 +202,13 @@ def check_lists(data: datasets.DataRoot, split: str) -> Iterator[Finding]:
             level = "ok" if name == "test" else "warn"
             yield level, "list", f"no {name}.txt", "data/README.md says what it is for"
             continue
-        listed = data.ids(name)
+        try:
+            listed = data.ids(name)
+        except InputError as error:
+            if name in (split, "train", "val"):
+                raise
+            yield "warn", "list", str(error), "no stage reads it"
+            continue
         found, level = f"{name} has {len(listed)} ids", "ok"
         published = (LISTS / f"{name}.txt").read_text().split() if is_voc else listed
         if set(listed) != set(published):
@@ -211,7 +217,8 @@ def check_lists(data: datasets.DataRoot, split: str) -> Iterator[Finding]:
 
 
 def _stems(folder: Path) -> list[str]:
-    return [os.path.splitext(n)[0] for n in os.listdir(folder) if n.endswith(".txt")]
+    names = [n for n in os.listdir(folder) if n.endswith(".txt") and not n.startswith(".")]
+    return [os.path.splitext(n)[0] for n in names]
 
 
 def check(root: Path, split: str, workers: int) -> Iterator[Finding]:
@@ -234,8 +241,11 @@ def check(root: Path, split: str, workers: int) -> Iterator[Finding]:
     for name, listed in lists.items():
         if name != split and (gone := data.missing_images(listed)):
             found = f"{name}: {len(listed)} images, {len(gone)} of them missing"
-            yield "warn", "data", found, f"{min(gone)} is the first; nothing scores it"
+            yield "FAIL", "data", found, f"{min(gone)} is the first; take its id out of the list"
             missing |= gone
+        if name == "val" != split and (both := set(ids) & set(listed)):
+            found = f"{len(both)} of val's {len(listed)} images are in {split}"
+            yield "warn", "data", found, "its figures will be of what was trained on"
     every = [i for i in dict.fromkeys(i for ids in lists.values() for i in ids) if i not in missing]
     pictures = {p.id: p for p in look_at_all(data, every, workers)}
     yield from check_pictures(list(pictures.values()))

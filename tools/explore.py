@@ -48,6 +48,8 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--out", type=Path, required=True, help="directory of the pages")
     words = "pictures on a page: about 100 KB each and column"
     p.add_argument("--images", type=options.integer(1, 500), default=24, help=words)
+    words = "longer side of the pictures on the pages; shares are of all pixels"
+    p.add_argument("--side", type=options.side, default=640, help=words)
     words = "of the list, evenly spread; 0: all"
     p.add_argument("--sample", type=options.count, default=0, help=words)
     return p
@@ -182,6 +184,8 @@ def main(argv: list[str] | None = None) -> None:
         for image_id in ids[start : start + args.images]:
             photo = images.as_array(images.read_image(data.image_path(image_id)))
             layers = [column.layers(image_id, data, photo.shape[:2]) for column in columns]
+            photo = images.fit(photo, args.side)
+            layers = [images.fit(each, args.side, nearest=True) for each in layers]
             found = {*np.concatenate([each[..., 0].ravel() for each in layers])}
             entries.append({
                 "id": image_id,

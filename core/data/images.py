@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 IGNORE = DATA.ignore  # label value of pixels that take no part in losses and scores
+cv2.setNumThreads(1)  # as many processes read pictures as there are cores
 MAX_PIXELS = 80_000_000  # a header that claims more is refused before anything is decoded
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # in small letters or large
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # PIL's names; what a file holds counts

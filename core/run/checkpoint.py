@@ -118,6 +118,7 @@ def save_model(path: Path, network: nn.Module, classes: list[str], crop: int = 0
     """
     weights = network.state_dict()
     check_finite(weights, str(path))
+    weights = {name: tensor.cpu() for name, tensor in weights.items()}  # of no GPU's number
     state = {"network": type(network).__name__, "arguments": network.arguments}
     save(path, state | {"classes": list(classes), "crop": crop, "weights": weights})
 

@@ -283,6 +283,10 @@ class Log:
         self.path = path
         path.touch()
         os.truncate(path, min(keep_bytes, path.stat().st_size))
+        self.rows: list[dict[str, Any]] = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # a damaged line
+                self.rows.append(json.loads(line))
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row; it is on disk when this returns."""
@@ -290,19 +294,18 @@ class Log:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self.rows.append(row)
 
     def numbers(self, *names: str) -> Iterator[list[float]]:
         """What the rows so far hold under these names; a row that lacks one is left out."""
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged line
-                row = json.loads(line)
+        for row in self.rows:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
                 yield [float(row[name]) for name in names]
 
     def last_warning(self) -> list[str]:
         """What the last row warns of, in a list; an empty one if of nothing."""
-        with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
-            last = self.path.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
-            return [str(json.loads(last)["warning"])]
+        with contextlib.suppress(TypeError, KeyError, IndexError):
+            return [str(self.rows[-1]["warning"])]
         return []
 
     def bytes(self) -> int:

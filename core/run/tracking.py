@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Tracker:
             self.board = board.SummaryWriter(out / "tensorboard", purge_step=step + 1)
         elif kind != "none":
             self.service = importlib.import_module(kind)
-            how: dict[str, Any] = {"project": "puzzle-cam", "name": "-".join(out.parts[-3:])}
+            name = re.sub(r"[^\w.-]+", "-", "-".join(out.parts[-3:]), flags=re.ASCII).strip("-")
+            how: dict[str, Any] = {"project": "puzzle-cam", "name": name}
             how |= {"id": f"{identity}-{how['name']}"[:64]} if kind == "wandb" else {}
             self.service.init(**how, config={"out": str(out)}, resume="allow")
 

@@ -225,7 +225,10 @@ class Trainer:
         """What `look` says of the network now; the training goes on as if it had not."""
         self.bar.clear()
         distributed.take_over(self.plain.buffers())  # the statistics that are saved
+        # Pictures have many sizes: to try cuDNN's algorithms on each would take minutes.
+        tries, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
         found = self.look(self.plain.eval()) if self.look is not None else {}
+        torch.backends.cudnn.benchmark = tries
         self.plain.train()
         name, value = next(iter(found.items()))
         if distributed.is_main():

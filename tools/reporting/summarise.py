@@ -123,9 +123,12 @@ def metrics(families: list[Family]) -> dict[str, Any]:
     """mIoU by name and seconds by directory; of several families by their names."""
     result = {}
     for family in families:
-        figures, seconds = {}, {}
+        figures, seconds, taken = {}, {}, set[str]()
         for row in family.rows:
             suffix = {"": "", "all": "", "cls": "_plain"}.get(row.variant, f"_{row.variant}")
+            if suffix in taken:  # as of two sets of options that are no row of the paper's
+                suffix = f"_{row.title}"
+            taken.add(suffix)
             for name in evaluations(row):
                 figures[METRICS.get(name, name) + suffix] = statistics.mean(row.values(name))
             for name, records in row.records.items():
@@ -156,7 +159,7 @@ def problems(row: Row) -> list[str]:
 def notes(family: Family) -> list[str]:
     """Data, failures and what is missing, a line each."""
     seeds = [p for row in family.rows for p in row.seeds]
-    counts = {len(each["iou"]) - 1 for p in seeds for each in p.scores.values()}
+    counts = {len(each["iou"].keys() - {"background"}) for p in seeds for each in p.scores.values()}
     data = [*(p.data or None for p in seeds), *(f"{n} classes" for n in sorted(counts) if n > 0)]
     lines = [f"Data: {unique(data)}"] if unique(data) else []
     if not any(p.scores for p in seeds):
