@@ -258,7 +258,8 @@ def main(argv: list[str] | None = None) -> None:
         if left and (args.data is not None or len(left) == len(pictures)):
             raise InputError(f"{bad}; replace them and start again with --overwrite")
         run.makes = [f"{name}.png" for name in pictures if name not in left]
-        warnings = [f"{len(left)} pictures left out: {', '.join(left)}"[:200]] if left else []
+        what = f"left out, {len(left)} that could not be read: {', '.join(left)}"
+        warnings = [what[:200]] if left else []
         run.finish(known, warnings, images=len(run.makes))
         if left:
             remedy = "the others are done; predict these, once replaced, into another --out"

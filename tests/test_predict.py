@@ -136,7 +136,7 @@ def test_bad_pictures_are_named_and_the_others_go_on(data_root, models, tmp_path
     assert "val1.jpg: not a readable" in capsys.readouterr().err
     assert sorted(p.stem for p in out.glob("*.png")) == ["val0", "val2"]
     made = artefacts.read(out, "labels", CLASSES, ["val0", "val2"])  # finished, without the other
-    assert made["results"]["warnings"] == ["1 pictures left out: val1"]
+    assert made["results"]["warnings"] == ["left out, 1 that could not be read: val1"]
     Image.new("RGB", (30, 20)).save(folder / "val1.jpg")
     with pytest.raises(InputError, match="pictures"):  # other pictures than those it began with
         run(out, *arguments)
