@@ -117,6 +117,7 @@ class Refinement:
         if self.iterations:
             small = images.fit(image, self.max_side)
             how = {"backend": self.backend, "device": self.device}
+            how["left_out"] = crf.may_leave_out(len(maps))
             if small is image:  # the argmax is taken where the marginals are
                 self.write(name, image, crf.most_probable(image, maps, self.iterations, **how))
                 return
@@ -233,7 +234,8 @@ def main(argv: list[str] | None = None) -> None:
     backend = crf.require(args.crf_backend) if args.crf else "no CRF"
     resolved = {"amp": amp, "crf_backend": backend}
     if args.crf and isinstance(network, DeepLabV3Plus):
-        resolved |= crf.left_out(len(network.classes) + 1)
+        left_out = crf.may_leave_out(len(network.classes) + 1)
+        resolved |= {"crf_left_out": left_out} if left_out else {}
     run = Run("predict", args, device, "labels", network.classes, inputs, resolved, list(pictures))
     with run:
         if run.finished:

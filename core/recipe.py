@@ -94,9 +94,9 @@ class CRF:
     gaussian_compat: float = 3.0
     gt_prob: float = 0.7  # with which a pixel's label is right
     min_prob: float = 1e-5  # the unary energy of probabilities is -log of at least this
-    # Ours, of probabilities with more labels than VOC: `core.method.crf.labels_that_count`.
+    # Ours, of predictions with more labels than VOC: `core.method.crf.labels_that_count`.
     many_labels: int = 21
-    min_peak: float = 0.05
+    left_out: float = 0.1
 
 
 LABEL_CRF = CRF(bilateral_sxy=50.0, bilateral_srgb=5.0)  # of label maps (IRN)
@@ -172,6 +172,6 @@ class PREDICTION:
 class EVALUATION:
     """The thresholds that scores are tried at; Tables 1 and 2 report the best."""
 
-    # Ours, finer than the released grid: 0.05 to 0.60 by 0.01.
-    thresholds: tuple[float, ...] = tuple(i / 100 for i in range(5, 61))
+    # Ours, finer than the released grid and holding it: 0.05 to 0.75 by 0.01.
+    thresholds: tuple[float, ...] = tuple(i / 100 for i in range(5, 76))
     paper_thresholds: tuple[float, ...] = tuple(i / 100 for i in range(5, 80, 5))  # the released

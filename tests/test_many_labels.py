@@ -1,8 +1,9 @@
-"""The dense CRF of probabilities with more labels than VOC's: those that nowhere count are out."""
+"""The dense CRF of probabilities with more labels than VOC's: those that hardly count are out."""
 
 from __future__ import annotations
 
 from core.method import crf
+from core.recipe import PROBABILITY_CRF
 
 import numpy as np
 import pytest
@@ -29,25 +30,24 @@ def scene(n_labels: int, size: tuple[int, int] = SIZE, lead: float = 8):
     return image.clamp(0, 255).byte().permute(1, 2, 0).numpy(), logits.softmax(0).numpy()
 
 
-def whole(monkeypatch: pytest.MonkeyPatch, function, *arguments, **how) -> np.ndarray:
-    """What `function` gives where no label is left out."""
-    with monkeypatch.context() as patch:
-        patch.setattr(crf, "labels_that_count", lambda probs: torch.arange(len(probs)))
-        return function(*arguments, **how)
+LEFT_OUT = PROBABILITY_CRF.left_out
 
 
 @pytest.mark.parametrize("backend", BOTH)
-def test_labels_left_out_change_no_pixel_worth_naming(backend, monkeypatch):
-    image, probs = scene(81)
-    kept = crf.labels_that_count(torch.from_numpy(probs))
-    assert len(kept) < 40
-    best = crf.most_probable(image, probs, 10, backend=backend)
-    every = whole(monkeypatch, crf.most_probable, image, probs, 10, backend=backend)
-    assert (best == every).mean() >= 0.9999
-    q = crf.refine_probabilities(image, probs, 10, backend=backend)
+@pytest.mark.parametrize("lead", [0, 2, 4, 8])
+def test_labels_left_out_change_no_pixel_worth_naming(lead, backend):
+    image, probs = scene(81, lead=lead)
+    kept = crf.labels_that_count(torch.from_numpy(probs), LEFT_OUT)
+    out = np.setdiff1d(np.arange(81), kept.numpy())
+    assert 0 < probs[out].sum(0).max() <= LEFT_OUT + 1e-6
+    if lead == 8:
+        assert len(kept) < 30
+    best = crf.most_probable(image, probs, 10, backend=backend, left_out=LEFT_OUT)
+    every = crf.most_probable(image, probs, 10, backend=backend)
+    assert (best == every).mean() >= 0.999
+    q = crf.refine_probabilities(image, probs, 10, backend=backend, left_out=LEFT_OUT)
     np.testing.assert_array_equal(q.argmax(0), best)
     np.testing.assert_allclose(q.sum(0), 1, atol=1e-4)
-    out = np.setdiff1d(np.arange(81), kept.numpy())
     assert not q[out].any()
 
 
@@ -59,21 +59,26 @@ def test_the_filter_sees_the_labels_that_count_alone(backend, monkeypatch):
     monkeypatch.setattr(
         crf.DenseCRF, "_infer", lambda self, u, n: sizes.append(u.shape[1]) or real(self, u, n)
     )
-    crf.most_probable(image, probs, 1, backend=backend)
-    crf.most_probable(image, probs[:21], 1, backend=backend)
-    assert sizes == [len(crf.labels_that_count(torch.from_numpy(probs))), 21]
+    crf.most_probable(image, probs, 1, backend=backend, left_out=LEFT_OUT)
+    crf.most_probable(image, probs, 1, backend=backend)  # unless told to, it leaves out nothing
+    assert sizes == [len(crf.labels_that_count(torch.from_numpy(probs), LEFT_OUT)), 81]
+    assert crf.may_leave_out(21) == 0 and crf.may_leave_out(22) == LEFT_OUT
 
 
 def test_which_labels_count():
-    probs = torch.full((81, 2, 2), 1e-3)
-    probs[7, 0, 0], probs[9, 1, 1] = 0.06, 0.05
-    probs[3] = 0.04  # the best of two pixels, in doubt
-    assert crf.labels_that_count(probs).tolist() == [0, 3, 7, 9]
-    probs[0] = 0  # ruled out: every pixel belongs to a class
-    assert crf.labels_that_count(probs).tolist() == [3, 7, 9]
-    assert crf.labels_that_count(torch.zeros(81, 2, 2)).tolist() == [0]
-    assert crf.labels_that_count(torch.zeros(21, 2, 2)).tolist() == list(range(21))
-    assert crf.left_out(21) == {} and crf.left_out(22) == {"crf_min_peak": 0.05}
+    probs = torch.zeros(81, 2, 2)
+    probs[7], probs[8], probs[9] = 0.03, 0.06, 0.07  # the first two together hold 0.09
+    probs[3] = 0.8
+    probs[5, 0, 0] = 0.009  # still within 0.1 with them
+    assert crf.labels_that_count(probs, 0.1).tolist() == [3, 9]
+    probs[5, 0, 0] = 0.02
+    assert crf.labels_that_count(probs, 0.1).tolist() == [3, 8, 9]
+    probs[0, 1, 1] = 1e-3  # the background, not ruled out
+    assert crf.labels_that_count(probs, 0.1).tolist() == [0, 3, 8, 9]
+    even = torch.full((81, 2, 2), 1 / 81)  # no pixel loses its most probable label
+    even[40] += 1e-4
+    assert 40 in crf.labels_that_count(even, 0.1).tolist()
+    assert crf.labels_that_count(torch.zeros(81, 2, 2), 0.1).tolist() == [0]
 
 
 @pytest.mark.parametrize("value", [np.nan, 1.5, -0.5])
@@ -81,4 +86,4 @@ def test_unsound_probabilities_are_refused(value):
     image, probs = scene(81)
     probs[40, 3, 3] = value
     with pytest.raises(ValueError, match=r"NaN or values outside 0\.\.1"):
-        crf.most_probable(image, probs, 1, backend="torch")
+        crf.most_probable(image, probs, 1, backend="torch", left_out=LEFT_OUT)

@@ -8,7 +8,7 @@ device and PIL images are taken alike; results are NumPy arrays.
 Several images in flight on one GPU: call from several threads, each on a CUDA stream of its own.
 The calls share nothing but the cache of spatial lattices, which is safe to share, and wait for the
 GPU twice: for the size of the image's lattice (and of the spatial one of a new image size) and for
-the result; of more than 21 labels a third time, for which of them count (`labels_that_count`).
+the result; where labels may be left out a third time, for which count (`labels_that_count`).
 1200x900 pixels with 21 labels take 1 GB of GPU memory on a photograph, 2.5 GB at most.
 """
 
@@ -66,40 +66,51 @@ def refine_labels(
 
 
 def refine_probabilities(
-    image: Any, probs: Any, iterations: int, backend: str = "torch", device: Device = None
+    image: Any,
+    probs: Any,
+    iterations: int,
+    backend: str = "torch",
+    device: Device = None,
+    left_out: float = 0.0,
 ) -> np.ndarray:
     """`DenseCRF.refine_probabilities` of one image, at the segmentation's widths (80 and 13)."""
     crf = DenseCRF(image, **PROBABILITY_WIDTHS, backend=backend, device=device)
-    return crf.refine_probabilities(probs, iterations)
+    return crf.refine_probabilities(probs, iterations, left_out)
 
 
 def most_probable(
-    image: Any, probs: Any, iterations: int, backend: str = "torch", device: Device = None
+    image: Any,
+    probs: Any,
+    iterations: int,
+    backend: str = "torch",
+    device: Device = None,
+    left_out: float = 0.0,
 ) -> np.ndarray:
     """`DenseCRF.most_probable` of one image, at the segmentation's widths (80 and 13)."""
     crf = DenseCRF(image, **PROBABILITY_WIDTHS, backend=backend, device=device)
-    return crf.most_probable(probs, iterations)
+    return crf.most_probable(probs, iterations, left_out)
 
 
-def labels_that_count(probs: Tensor) -> Tensor:
+def labels_that_count(probs: Tensor, left_out: float) -> Tensor:
     """The labels that a dense CRF of probabilities (C, H, W) filters, ascending int64 (K,).
 
-    Up to 21 labels (VOC): all. Of more, those that exceed 0.05 at some pixel or are the most
-    probable at one, and the background, 0, unless it is ruled out (0 at every pixel): at least one.
+    Left out are those of the lowest peaks that together hold no more than `left_out` at any pixel;
+    never the most probable label of a pixel, nor the background, 0, unless it is ruled out (0 at
+    every pixel).
     """
-    n_labels = len(probs)
-    if n_labels <= PROBABILITY_CRF.many_labels:
-        return torch.arange(n_labels, device=probs.device)
-    peaks, best = probs.flatten(1).amax(1), probs.argmax(0).flatten()
-    counts = (peaks > PROBABILITY_CRF.min_peak).scatter_(0, best, True)
+    flat = probs.flatten(1)
+    peaks = flat.amax(1)
+    order = peaks.argsort()
+    held = flat[order].cumsum(0).amax(1)  # at some pixel, by a label and all of lower peaks
+    counts = torch.zeros_like(peaks, dtype=torch.bool).scatter_(0, order, held > left_out)
+    counts.scatter_(0, flat.argmax(0), True)
     counts[0] |= peaks[0] > 0
     return counts.nonzero().squeeze(1)
 
 
-def left_out(n_labels: int) -> dict[str, float]:
-    """What a record says of probabilities of that many labels: nothing where all are filtered."""
-    is_part = n_labels > PROBABILITY_CRF.many_labels
-    return {"crf_min_peak": PROBABILITY_CRF.min_peak} if is_part else {}
+def may_leave_out(n_labels: int) -> float:
+    """`left_out` of the predictions: of more labels than VOC's the recipe's, else 0."""
+    return PROBABILITY_CRF.left_out if n_labels > PROBABILITY_CRF.many_labels else 0.0
 
 
 class DenseCRF:
@@ -159,43 +170,46 @@ class DenseCRF:
         best = self._infer(torch.stack(unaries), iterations).argmax(1).view(-1, *self._size)
         return list(best.to(torch.uint8 if n_labels <= 256 else torch.int64).cpu().numpy())
 
-    def refine_probabilities(self, probs: Any, iterations: int) -> np.ndarray:
+    def refine_probabilities(
+        self, probs: Any, iterations: int, left_out: float = 0.0
+    ) -> np.ndarray:
         """Refine class probabilities; the unary energy is -log(max(probs, 1e-5)).
 
-        Probs (C, H, W) floating, each in 0..1; iterations: mean-field steps, 0 or more. Returns
-        (C, H, W) float32 marginals, which add up to 1 at each pixel; of more than 21 labels those
-        that `labels_that_count` leaves out have 0. Raises ValueError for
-        probabilities of another size or type, NaN, or outside 0..1.
+        Probs (C, H, W) floating, each in 0..1; iterations: mean-field steps, 0 or more; left_out:
+        what the labels that are left out for speed may hold together at any pixel
+        (`labels_that_count`), 0 filters all. Returns (C, H, W) float32 marginals, which add up to 1
+        at each pixel; labels left out have 0. Raises ValueError for probabilities of another size
+        or type, NaN, or outside 0..1.
         """
-        q = self._marginals(probs, iterations).cpu().numpy()
+        q = self._marginals(probs, iterations, left_out).cpu().numpy()
         _refuse(np.isnan(q[0, 0, 0]))
         return q
 
-    def most_probable(self, probs: Any, iterations: int) -> np.ndarray:
+    def most_probable(self, probs: Any, iterations: int, left_out: float = 0.0) -> np.ndarray:
         """The argmax of `refine_probabilities`, taken on the device: a label is 1 byte, not 4 C.
 
         Returns (H, W) labels, the lowest on ties: uint8, or int64 if C > 256.
         """
-        q = self._marginals(probs, iterations)
+        q = self._marginals(probs, iterations, left_out)
         best = torch.where(q[0].isnan(), -1, q.argmax(0).int()).cpu().numpy()
         _refuse(best[0, 0] < 0)
         return best.astype(np.uint8 if len(q) <= 256 else np.int64)
 
-    def _marginals(self, probs: Any, iterations: int) -> Tensor:
+    def _marginals(self, probs: Any, iterations: int, left_out: float) -> Tensor:
         """`refine_probabilities` as a tensor on the device; NaN if the probabilities are none."""
         probs = _tensor(probs, "probabilities", "floating", (None, *self._size)).detach()
         probs = _send(probs, self.device, dtype=torch.float32)
         # NaN fails both comparisons; the margin is for softmax outputs that round above 1. The
         # answer goes with the result: to ask for it here would make the host wait for a GPU.
         is_sound = ((probs >= -1e-3) & (probs <= 1 + 1e-3)).all()
-        is_part, kept = len(probs) > PROBABILITY_CRF.many_labels, labels_that_count(probs)
-        some = probs.index_select(0, kept) if is_part else probs
+        kept = labels_that_count(probs, left_out) if left_out else None
+        some = probs if kept is None else probs.index_select(0, kept)
         clipped = some.flatten(1).clamp(PROBABILITY_CRF.min_prob, 1)
         # On a CPU NumPy's logarithm, which pydensecrf takes: torch's differs in the last bit.
         is_cpu = clipped.device.type == "cpu"
         unary = -torch.from_numpy(np.log(clipped.numpy())) if is_cpu else -clipped.log()
         q = self._infer(unary[None], iterations)[0].reshape(some.shape)
-        if is_part:
+        if kept is not None:
             q = torch.zeros_like(probs).index_copy_(0, kept, q)
         return torch.where(is_sound, q, torch.nan)
 
