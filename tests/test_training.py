@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from itertools import chain
+from types import SimpleNamespace
 
 import train_affinity
 import train_classification
@@ -18,6 +19,7 @@ from core.method.puzzle import merge, tile
 from core.run import optimizer, training
 from core.run.plan import Plan
 from core.run.record import Log
+from core.run.training import Trainer
 
 import numpy as np
 import pytest
@@ -195,6 +197,16 @@ def test_microbatches_make_the_same_update(data_root, tmp_path):
     one, two = weights_of(tmp_path / "1"), weights_of(tmp_path / "2")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-5, atol=1e-5)
+
+
+def test_fewer_pairs_than_microbatches_weigh_as_in_one_batch():
+    label = torch.full((4, 8, 8), 255)
+    label[2, 3, 3:5] = 1  # of one class: the only pair
+    edge = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    trainer = SimpleNamespace(plan=SimpleNamespace(accumulate=4))
+    counts = Trainer.mean_count(trainer, losses.count_pairs(label, 3))
+    parts = [losses.affinity(edge[i : i + 1], label[i : i + 1], 3, counts) / 4 for i in range(4)]
+    torch.testing.assert_close(sum(parts), losses.affinity(edge, label, 3))
 
 
 def test_compiled_training_is_the_eager_one(data_root, tmp_path, monkeypatch):

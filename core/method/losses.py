@@ -118,19 +118,20 @@ def affinity(
     0 = background, 255 = ignore. L = (L_bgpos/2 + L_fgpos/2 + L_neg)/2, each the mean over its
     pairs in the whole batch: both background, both the same class, different; 0 without any. The
     sources are those of `pair_affinity`, as in the code of IRN: pairs never leave the image.
-    `counts` (3,) replaces the numbers of pairs that the sums are divided by, for a microbatch.
+    `counts` (3,), not 0, replaces the numbers of pairs that the sums are divided by, for a
+    microbatch.
     Raises ValueError where the shapes differ.
     """
     if edge.shape != label.shape or edge.ndim not in (2, 3):
         shapes = f"{tuple(edge.shape)} and {tuple(label.shape)}"
         raise ValueError(f"edge and label must both be (H, W) or both (N, H, W), not {shapes}")
     sets = _pair_sets(label, radius)
-    counts = _sizes(sets) if counts is None else counts
+    counts = _sizes(sets).clamp(min=1) if counts is None else counts
     affinities = pair_affinity(_wide(edge).reshape(-1, *edge.shape[-2:]), radius)
     log_likelihood = torch.where(sets[2], 1 - affinities, affinities).add_(AFFINITY.epsilon).log()
     # The rest is 0, not left out: to learn how many a selection leaves, the host would wait.
     bgpos, fgpos, neg = (
-        -torch.where(pairs, log_likelihood, 0).sum() / count.clamp(min=1)
+        -torch.where(pairs, log_likelihood, 0).sum() / count
         for pairs, count in zip(sets, counts, strict=True)
     )
     of_bgpos, of_fgpos, of_neg = AFFINITY.loss_weights

@@ -163,14 +163,14 @@ class Trainer:
         return precision.autocast(self.plan.amp, self.device)
 
     def mean_count(self, counts: Tensor) -> Tensor:
-        """The average of a count over the microbatches of all processes, at least 1.
+        """The average over the microbatches of all processes of a count that is at least 1.
 
         For losses that are a mean over things of which images hold more or fewer (pixels, pairs):
         with their sums divided by this, the update is that of one process on the whole batch.
         Counts: what this process's batch holds, a tensor of any shape. Returns float32.
         """
         shares = distributed.world_size() * self.plan.accumulate
-        return (distributed.total(counts.float()) / shares).clamp(min=1)
+        return distributed.total(counts.float()).clamp(min=1) / shares
 
     def backward(self, loss: Tensor, **terms: Tensor | float) -> None:
         """Add the gradients of a microbatch; log its loss and terms."""
