@@ -40,6 +40,13 @@ def test_multi_scale_golden():
     np.testing.assert_allclose(got, g["strided_cam"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_multi_scale_takes_pictures_of_any_mode(mode):
+    picture = Image.fromarray(golden("multi_scale_cam")["image"]).convert(mode)
+    expected = cam.multi_scale(stand_in, np.array(picture.convert("RGB")), (1.0,))
+    torch.testing.assert_close(cam.multi_scale(stand_in, picture, (1.0,)), expected)
+
+
 def test_sums_of_some_classes_are_those_of_all():
     image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
     copies = [copy[None] for copy in pyramid(image, cam.SCALES)]

@@ -74,11 +74,11 @@ def multi_scale(
     device: torch.device | str = "cpu",
     high_res: bool = False,
 ) -> Tensor:
-    """`sum_scales` of one RGB image, PIL's or uint8 (H, W, 3): (C, ceil(H/4), ceil(W/4)).
+    """`sum_scales` of one image, PIL's or uint8 RGB (H, W, 3): (C, ceil(H/4), ceil(W/4)).
 
     The copies are PIL's, as in the released code; the stages take `transforms.pyramid`.
     """
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    picture = (image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB")
     copies = []
     for scale in scales:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
