@@ -106,6 +106,8 @@ def test_commands_parse_and_read_what_was_written(more: list[str]) -> None:
     scored = {f"{step.figures}.json" for step in steps.STEPS if step.title}
     assert [name for name in names if name in papers] == papers
     assert set(names) == {*papers, *scored}  # a refinement more is scored as well
+    made_of = {Path(value(c, "--scores")).name for c in found if c[0] == "make_affinity_labels.py"}
+    assert made_of == ({"hr_cam"} if hr_cam else {"cam"})  # as in the released code
 
 
 def test_small_data_need_no_download() -> None:

@@ -88,7 +88,8 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--variants", nargs="+", choices=VARIANTS, help=f"of the losses, {words}")
     p.add_argument("--gpus", type=options.integer(1, 64), default=1, help="processes of a stage")
     p.add_argument("--small", action="store_true", help="synthetic data, ResNet-18, minutes")
-    p.add_argument("--hr-cam", action="store_true", help="score the released code's map as well")
+    words = "as in the released code, make hr_cam too, score it and make the affinity labels of it"
+    p.add_argument("--hr-cam", action="store_true", help=words)
     p.add_argument("--test", action="store_true", help="Table 3: make the submission for test too")
     words = "what to do where other settings or inputs made what is there"
     p.add_argument("--stale", choices=("refuse", "redo"), default="refuse", help=words)
@@ -116,6 +117,8 @@ def rows(args: argparse.Namespace) -> list[Row]:
 def plan(row: Row, args: argparse.Namespace) -> Iterator[Step]:
     """The steps of a row in order."""
     for step in steps.STEPS:
+        if args.hr_cam and step.name == "affinity_labels":
+            step = replace(step, reads=(("--scores", "hr_cam"),))
         yield step
         if args.hr_cam and step.name == MADE_FROM["hr_cam"]:
             yield replace(step, name="hr_cam")
