@@ -5,4 +5,6 @@ WORKDIR /puzzle-cam
 COPY requirements*.txt ./
 RUN pip install --no-cache-dir -r requirements.txt -r requirements-timm.txt
 COPY . .
+# So that the scripts take this environment and make none.
+ENV VIRTUAL_ENV=/usr/local
 CMD ["bash", "scripts/demo.sh"]

@@ -5,6 +5,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
+VAL=$(given split "$VAL" "$@")
+case " $* " in *" -h "* | *" --help "*) python predict.py --help; exit ;; esac
 if [ -z "$VAL" ]; then
   echo "no list to segment: VAL is empty, or $DATA has no val.txt; predict.py takes any pictures"
   exit
@@ -18,4 +20,4 @@ stage predict.py \
 made=$(given out "$RUNS/predictions" "$@")
 figures=$RUNS/val.json
 [ "$made" = "$RUNS/predictions" ] || figures=$made.json
-score "$(given split "$VAL" "$@")" --labels "$made" --json "$figures"
+score "$VAL" --labels "$made" --json "$figures"

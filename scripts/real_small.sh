@@ -8,6 +8,9 @@
 # Table 1. Without WEIGHTS timm downloads its own.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+for each in "$@"; do
+  case $each in -h | --help) python tools/tables.py --help; exit ;; esac
+done
 RUNS=${RUNS:-runs/animals}
 DATA=${DATA:-$RUNS/data}
 if [ ! -e "$DATA/classes.txt" ]; then

@@ -226,7 +226,7 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     )
     # Not a setting, since what they hold is compared.
     p.add_argument("--weights", how=True, type=weights, default="imagenet", help=words)
-    words = "a model.pt of this stage to start from: all its layers, of the same classes"
+    words = "a model.pt of this stage to start from; of other classes what tells them apart is new"
     p.add_argument("--init", type=model, help=words)
     p.add_constant(stage, "epochs", integer(1, 100_000), "times that every image is seen")
     p.add_constant(stage, "batch_size", integer(1, 65536), "global: over all processes")
