@@ -182,6 +182,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("give one of --scores, --labels, --checkpoint and --classifier")
     if more and args.checkpoint is None:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if args.save_predictions is not None and args.checkpoint is None:
+        parser.error("--save-predictions goes with --checkpoint")
+    if args.thresholds != parser.get_default("thresholds") and args.scores is None:
+        parser.error("--thresholds goes with --scores")
     device = distributed.start(args.device)
     if args.json is not None and distributed.is_main():
         files.check_own(args.json, "iou" if args.classifier is None else "average_precision")

@@ -86,9 +86,9 @@ def main(argv: list[str] | None = None) -> None:
         threshold = args.threshold if data.background else None
         labelling = Labelling(args.out, threshold, iterations, backend, where)
         used = inference.label_images(labelling, data, ids, args, where)
-        used = [each for each in used if each is not None]
+        used = [each for some in distributed.gather(used) for each in some if each is not None]
         if used and data.background and distributed.is_main():
-            each = f" (each image its own, {min(used):.2f} to {max(used):.2f})"
+            each = f" (each image its own, {min(used):.2f} to {max(used):.2f} of {len(used)})"
             print(f"background score {np.mean(used):.2f}{each if args.threshold == 'auto' else ''}")
         run.finish(data.known_labels(ids), images=len(ids))
 

@@ -5,7 +5,9 @@ import re
 # The words of torch (GPU and CPU), NumPy, cuBLAS, cuDNN, and of the kernel for maps and threads.
 NO_MEMORY = re.compile(
     r"out of memory|not enough memory|can(?:'|no)t allocate memory|unable to allocate|MemoryError|"
-    r"bad[ _]alloc|insufficient memory|_ALLOC_FAILED|can't start new thread|unable to mmap",
+    r"bad[ _]alloc|insufficient memory|_ALLOC(?:ATION)?_FAILED|can't start new thread|"
+    # On a full GPU cuDNN finds no algorithm whose workspace fits, and no handle can be made.
+    r"unable to mmap|unable to find an engine|CU(?:BLAS|DNN)_STATUS_NOT_INITIALIZED",
     re.IGNORECASE,
 )
 

@@ -185,6 +185,21 @@ def test_a_run_goes_on_with_other_ways_of_the_same(inputs, tmp_path):
     assert identity(given, {"amp": "off"}, seed=7) != first
 
 
+def test_another_number_of_processes_is_noted_and_kept(inputs, tmp_path, capsys):
+    """Their BatchNorm saw other batches: what goes on does not hide what began."""
+    run = tmp_path / "classification/run.json"
+    for began, expected in ((1, "1, then 4"), ("1, then 4", "1, then 4"), (4, 4)):
+        STAGES["classification"].run(inputs, tmp_path)
+        made = json.loads(run.read_text())
+        made["resolved"]["bn_batch"] = began
+        run.write_text(json.dumps(made | {"finished": False}))
+        capsys.readouterr()
+        STAGES["classification"].run(inputs, tmp_path)
+        assert json.loads(run.read_text())["resolved"]["bn_batch"] == expected
+        notes = [s for s in said(capsys.readouterr().err) if "BatchNorm over 1 images before" in s]
+        assert len(notes) == (began == 1)
+
+
 def test_other_versions_are_noted(inputs, tmp_path, capsys, monkeypatch):
     """Between stages and between start and resume, one line each."""
     now = artefacts.versions()

@@ -40,6 +40,24 @@ LOST = {
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
         "out of GPU memory; give",
     ),
+    "cuDNN": (
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        "out of GPU memory; give",
+    ),
+    "cuDNN's handle": (
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+        "out of GPU memory; give",
+    ),
+    "another GPU": (
+        RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+        "this GPU is not one that the installed torch was built for; install .* --device cpu",
+    ),
+    "compiler": (
+        type("E", (RuntimeError,), {"__module__": "torch._inductor.exc"})(
+            "No working C++ compiler"
+        ),
+        "--compile: No working C.. compiler; mend that, or leave --compile out",
+    ),
     "CPU": (RuntimeError(CPU_TEXT), r"out of memory \(3000 MiB more wanted\); give"),
     "Windows": (RuntimeError("DefaultCPUAllocator: not enough memory"), "out of memory; give"),
     "Python": (MemoryError(), "out of memory; give"),

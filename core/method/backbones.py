@@ -68,7 +68,12 @@ class Backbone(nn.Module):
         self.name, self.frozen = name, frozen
 
     def train(self, mode: bool = True) -> "Backbone":
-        return super().train(mode and not self.frozen)
+        super().train(mode and not self.frozen)
+        for module in self.modules():
+            # TinyViT keeps its biases in eval mode, with the graph of the step that is over.
+            if hasattr(module, "attention_bias_cache"):
+                module.training = mode
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W), normalised as ImageNet's -> the taps, (N, C, ceil(H / s), ceil(W / s))."""

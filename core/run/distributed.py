@@ -148,7 +148,7 @@ def check_same(value: Any, what: str) -> None:
     Where it differs, as on machines that do not share `--out`, every process raises an InputError,
     which calls it `what` ("the step to go on from").
     """
-    (first_host, first), *others = _gather((socket.gethostname(), value))
+    (first_host, first), *others = gather((socket.gethostname(), value))
     for number, (host, other) in enumerate(others, 1):
         if other != first:
             found = f"{first} on rank 0 ({first_host}), {other} on rank {number} ({host})"
@@ -164,7 +164,7 @@ def check_shared(folder: Path, seconds: float = 40.0) -> None:
     """
     if not dist.is_initialized():
         return
-    name = _gather(f".{secrets.token_hex(8)}.tmp")[0]
+    name = gather(f".{secrets.token_hex(8)}.tmp")[0]
     path, until = folder / name, time.monotonic() + seconds
     try:
         if is_main():
@@ -172,7 +172,7 @@ def check_shared(folder: Path, seconds: float = 40.0) -> None:
         barrier()
         while not (seen := path.exists()) and time.monotonic() < until:
             time.sleep(min(1.0, seconds / 10))
-        blind = [host for host, sees in _gather((socket.gethostname(), seen)) if not sees]
+        blind = [host for host, sees in gather((socket.gethostname(), seen)) if not sees]
     finally:
         if is_main():
             path.unlink(missing_ok=True)
@@ -180,7 +180,8 @@ def check_shared(folder: Path, seconds: float = 40.0) -> None:
         raise InputError(f"{folder}: another folder on {blind[0]} than on rank 0; {SHARED}")
 
 
-def _gather(value: T) -> list[T]:
+def gather(value: T) -> list[T]:
+    """The values of all processes, in order of rank, on every process."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()

@@ -39,7 +39,7 @@ SAVERS = {
     "--workers": "fewer --workers",
     "--amp": "--amp bf16",
 }
-ON_GPU = re.compile(r"\b(?:CUDA|HIP|NCCL|CUBLAS|CUDNN|CUSPARSE|CUSOLVER)")
+ON_GPU = re.compile(r"\b(?:CUDA|HIP|NCCL|CUBLAS|CUDNN|CUSPARSE|CUSOLVER)|find an engine")
 WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ([KMGT]?i?B\w*)", re.IGNORECASE)
 LOST = re.compile("gloo|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
 LOST_LOADER = re.compile(r"DataLoader worker \(pid|</torch_")
@@ -226,6 +226,11 @@ def explain(error: BaseException, options: set[str]) -> str | None:
     elif "more than 1 value per channel" in text:
         what = "BatchNorm cannot train on one image at a time"
         return f"{what}; raise --batch-size, or lower --accumulate"
+    elif "no kernel image is available" in text:
+        what = "this GPU is not one that the installed torch was built for"
+        return f"{what}; install a build that is, or give --device cpu and start again"
+    elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile: {first_line(error)}; mend that, or leave --compile out and start again"
     elif out_of_memory(error):
         gpu, wanted = ON_GPU.search(text), WANTED.search(text)
         what = f"out of {'GPU ' * bool(gpu)}memory"

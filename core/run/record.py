@@ -177,6 +177,7 @@ class Run:
                 seconds = old.get("seconds")
                 self.record["seconds"] = seconds if isinstance(seconds, float) else 0.0
                 note_versions(self.out, "begun", old)
+                self._note_batch(mapping(old, "resolved").get("bn_batch"))
         elif any(p.is_file() and not p.name.startswith(".") for p in self.out.rglob("*")):
             raise InputError(f"{self.out}: holds files but no run.json; choose an empty directory")
         for path in self.out.glob(".*.tmp"):  # what a killed run left half-written
@@ -184,6 +185,19 @@ class Run:
         self._write()
         write_sums(self.out, dict.fromkeys(self.makes, "-"))
         return 0
+
+    def _note_batch(self, before: int | str | None) -> None:
+        """Say, and keep on record, that a BatchNorm saw batches of another size before."""
+        resolved = self.record["resolved"]
+        now = resolved.get("bn_batch")
+        if before is None or now is None:
+            return
+        if str(before).split()[-1] != str(now):
+            what = f"BatchNorm over {before} images before, over {now} from here"
+            words = f"{what}: another result than of one number of processes; run.json says so"
+            print(f"note: {self.out}: {words}", file=sys.stderr)
+            before = f"{before}, then {now}"
+        resolved["bn_batch"] = before
 
     def _written(self, old: dict[str, Any]) -> Iterator[str]:
         """Names of all files that the run of a record may have written: its results."""
