@@ -126,14 +126,25 @@ def test_exports(folder: Path, form) -> None:
     assert not data.mask_path("b").exists()  # of the dog there is but a box
 
 
-def test_voc_annotations(folder: Path) -> None:
-    xml = "<annotation><filename>{}</filename>{}</annotation>"
+@pytest.mark.parametrize("space", ["", " xmlns='http://x.org/a'"])
+def test_voc_annotations(folder: Path, space: str) -> None:
+    xml = f"<annotation{space}><filename>{{}}</filename>{{}}</annotation>"
     thing = "<object><name>{}</name></object>"
     for name, some in (("a.jpg", ["cat"]), ("b.jpg", ["dog", "cat"]), ("c.png", ["dog"])):
         text = xml.format(name, "".join(map(thing.format, some)))
         write(folder.parent / "xml" / f"{name[0]}.xml", text)
     data = make(folder, "--labels", folder.parent / "xml", "--rest-negative")
     assert labels_of(data) == CAT_DOG
+
+
+def test_which_files_of_a_folder_are_labels(folder: Path, tmp_path: Path) -> None:
+    """Links are followed, as to pictures; what Jupyter and macOS leave behind is not read."""
+    for hidden in (".ipynb_checkpoints", "__MACOSX"):
+        write(tmp_path / "labels" / hidden / "old.csv", "a.jpg,dog\n")
+    write(tmp_path / "labels" / "some.csv", "a.jpg,cat\n")
+    write(tmp_path / "elsewhere" / "more.csv", "b.jpg,cat;dog\nc.png,dog\nd.jpg,\n")
+    (tmp_path / "labels" / "link").symlink_to(tmp_path / "elsewhere")
+    assert labels_of(make(folder, "--labels", tmp_path / "labels")) == CAT_DOG
 
 
 def test_later_shapes_lie_over_earlier_ones_and_boxes_are_unknown(folder: Path) -> None:

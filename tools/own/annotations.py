@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from core import files
 from core.errors import InputError
-from tools.own import regions, table
+from tools.own import pictures, regions, table
 from tools.own.regions import Shape
 
 import numpy as np
@@ -55,7 +55,7 @@ def sources(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     kinds = (".json", ".xml", ".csv", ".tsv")
-    inside = sorted(p for p in path.rglob("*") if not p.name.startswith("."))
+    inside = sorted(pictures.walk(path, set()))
     if found := [p for p in inside if p.suffix.lower() in kinds]:
         return found
     hint = " (of .txt it holds: of YOLO's form? export COCO JSON)"
@@ -140,6 +140,8 @@ def _xml(path: Path) -> tuple[list[Entry], list[str]]:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError):
         raise InputError(f"{path}: damaged XML; {AGAIN}") from None
+    for each in root.iter():
+        each.tag = each.tag.rpartition("}")[2]  # without a namespace
     if root.tag == "annotation":  # VOC's, one for a picture
         names = [each.findtext("name", "").strip() for each in root.findall("object")]
         called = (root.findtext("filename", path.stem), path.stem)

@@ -6,7 +6,7 @@ import re
 import shutil
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,18 @@ class Probe(NamedTuple):
     pages: int = 1
 
 
+def walk(source: Path, seen: set[Path]) -> Iterator[Path]:
+    """The files below a folder, links followed; none in hidden folders or in those `seen`."""
+    for folder, inside, names in os.walk(source, followlinks=True):
+        here = Path(folder)
+        if (real := here.resolve()) in seen:  # a link may lead in circles
+            inside.clear()
+            continue
+        seen.add(real)
+        inside[:] = [name for name in inside if not name.startswith((".", "__MACOSX"))]
+        yield from (here / name for name in names if not name.startswith("."))
+
+
 def find(sources: Iterable[Path], but: Sequence[Path]) -> list[Picture]:
     """The pictures below `sources`, sorted by name; none in hidden folders or `but`."""
     found, seen = [], {path.resolve() for path in but}
@@ -48,17 +60,10 @@ def find(sources: Iterable[Path], but: Sequence[Path]) -> list[Picture]:
             found.append(Picture(source, source.name))
         elif not source.is_dir():
             raise InputError(f"{source}: no such folder or picture")
-        for folder, inside, names in os.walk(source, followlinks=True):
-            here = Path(folder)
-            if (real := here.resolve()) in seen:  # a link may lead in circles
-                inside.clear()
-                continue
-            seen.add(real)
-            inside[:] = [name for name in inside if not name.startswith((".", "__MACOSX"))]
-            for path in (here / name for name in names if not name.startswith(".")):
-                if path.suffix.lower() in ENDINGS:
-                    name = os.fsencode(path.relative_to(source)).decode("utf-8", "backslashreplace")
-                    found.append(Picture(path, name))
+        for path in walk(source, seen):
+            if path.suffix.lower() in ENDINGS:
+                name = os.fsencode(path.relative_to(source)).decode("utf-8", "backslashreplace")
+                found.append(Picture(path, name))
     return sorted(found, key=lambda picture: (picture.name, picture.path))
 
 
