@@ -214,6 +214,9 @@ def test_a_brush_as_label_studio_packs_it() -> None:
 COCO_WITHOUT = """
 {"images": [], "annotations": [{"category_id": 3}], "categories": [{"id": 1, "name": "cat"}]}
 """
+COCO_LOST = COCO_WITHOUT.replace("3", '1, "image_id": 7')
+COCO_IMAGES = COCO_LOST.replace("[]", '[{"id": 7}, {"id": 7}]')
+COCO_CLASSES = COCO_LOST.replace("}]}", '}, {"id": 1, "name": "dog"}]}')
 WRONG = {
     "x.csv": {
         "file,label\nq.jpg,cat\n": "no cell names a picture; its first row is 'file | label'",
@@ -235,6 +238,9 @@ WRONG = {
         '{"shapes": [{}], "imagePath": "a.jpg"}': "an entry is not as it should be",
         '{"shapes": [{"label": "x", "points": [[0, NaN]]}], "imagePath": "a.jpg"}': "no number",
         COCO_WITHOUT: "category 3 is not among",
+        COCO_LOST: "an annotation of image 7, which it does not list; export",
+        COCO_IMAGES: "two of 'images' have the id 7",
+        COCO_CLASSES: "two of 'categories' have the id 1",
         '{"shapes": [], "imagePath": "z.jpg"}': "other pictures",
         '[{"data": {"image": "a.jpg"}, "annotations": []}]': "nothing is annotated yet",
     },

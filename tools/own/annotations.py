@@ -7,7 +7,7 @@ they are asked for.
 import json
 import re
 import urllib.parse
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -230,6 +230,10 @@ def _coco(value: dict, path: Path) -> tuple[list[Entry], list[str]]:
     if not isinstance(value.get("annotations"), list) or not value.get("categories"):
         what = "COCO's images without annotations and categories"
         raise InputError(f"{path}: {what}; export them with the annotations")
+    for key in ("images", "categories"):
+        ids = Counter(each["id"] for each in value[key])
+        if twice := [number for number, times in ids.items() if times > 1]:
+            raise InputError(f"{path}: two of {key!r} have the id {twice[0]!r}; {AGAIN}")
     names = {each["id"]: str(each["name"]) for each in value["categories"]}
     shapes = defaultdict(list)
     for each in value["annotations"]:
@@ -240,6 +244,9 @@ def _coco(value: dict, path: Path) -> tuple[list[Entry], list[str]]:
     for image in value["images"]:
         size = (int(image["height"]), int(image["width"])) if image.get("width") else None
         entries.append(Entry((str(image["file_name"]),), size, shapes[image["id"]]))
+    if lost := shapes.keys() - {image["id"] for image in value["images"]}:
+        what = f"an annotation of image {min(lost, key=str)!r}, which it does not list"
+        raise InputError(f"{path}: {what}; {AGAIN}")
     return entries, [names[number] for number in sorted(names)]
 
 
