@@ -69,6 +69,15 @@ def test_the_index_of_pandas_names_no_pictures(tmp_path: Path) -> None:
         make(folder, "--labels", table)
 
 
+def test_numbers_of_classes_name_no_pictures(tmp_path: Path) -> None:
+    """Where all labels are names of pictures, and not all files are here."""
+    folder = four_pictures(tmp_path / "pictures", ("1.jpg", "2.jpg", "3.jpg", "4.jpg"))
+    rows = [f"{i},{1 + i % 3}" for i in range(1, 21)]
+    table = write(tmp_path / "labels.csv", "\n".join(["id,label", *rows]))
+    data = make(folder, "--labels", table)
+    assert labels_of(data) == {str(i): {str(1 + i % 3)} for i in range(1, 5)}
+
+
 @pytest.mark.parametrize(
     ("head", "rows", "message"),
     [

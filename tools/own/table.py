@@ -76,6 +76,9 @@ class Table:
             first = " | ".join(rows[0])[:80] if rows else "nothing"
             what = f"no cell names a picture; its first row is {first!r}"
             raise InputError(f"{self.path}: {what}: are these labels of other pictures?")
+        labels = {i for i in hits if i < len(rows[0]) and rows[0][i].casefold() in LABEL_HEADS}
+        if labels != hits.keys():  # numbers of classes are names of pictures as well: 1.jpg
+            hits = Counter({i: n for i, n in hits.items() if i not in labels})
         best = max((endings[i], hits[i]) for i in hits)
         width = max(map(len, rows))
         columns = list(zip(*(row + [""] * (width - len(row)) for row in rows), strict=True))
