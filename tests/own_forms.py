@@ -69,6 +69,7 @@ TABLES = {
     "header": "file,label\na.jpg,cat\nb.jpg,cat;dog\nc.png,dog\nsub/d.jpg,\n",
     "no header": "a.jpg,cat\nb.jpg,cat|dog\nc.png,dog\nsub/d.jpg,none\n",
     "no extension": "id,tags\na,cat\nb,cat dog\nc,dog\nd,\n",
+    "absent": "z,cat,dog\na,cat\nb,cat,dog\nc,dog\nd\n",
     "rows": "image,class,xmin\na.jpg,cat,3\nb.jpg,cat,3\nb.jpg,dog,4\nc.png,dog,5\nd.jpg,none,\n",
     "columns": "a.jpg,cat\nb.jpg,cat,dog\nc.png,dog\nd.jpg\n",
     "one-hot": "file,cat,dog\na.jpg,1,0\nb.jpg,1,1\nc.png,0,1\nd.jpg,0,0\n",
@@ -78,6 +79,7 @@ TABLES = {
     "spaces": "a cat\nb cat dog\nc dog\nd\n",
     "lists": "file,labels\na.jpg,['cat']\nb.jpg,\"['cat', 'dog']\"\nc.png,['dog']\nd.jpg,[]\n",
     "elsewhere": "file,label\nold/a.jpg,cat\nC:\\x\\B.JPG,cat;dog\n/home/c.jpg,dog\nx/sub/d.jpg,\n",
+    "quotes": 'file,label,note\na.jpg,"cat","two\nlines"\nb.jpg,"cat;dog","5"" x"\nc,dog,\nd,,\n',
     "marked": '\ufefffile,label\r\na.jpg,cat\r\nb.jpg,"cat, dog"\r\nc.png,dog\r\nd.jpg,\r\n',
 }
 

@@ -235,6 +235,8 @@ WRONG = {
         "a.jpg,none\nb.jpg,\n": "no picture with a class",
         "a.jpg,cat/dog\n": "class 'cat/dog' cannot be part of a file name",
         "a.jpg,cat\na,dog\n": "'a.jpg' and 'a' both seem to be a.jpg",
+        'file,label\na.jpg,"cat\nb.jpg,cat\nc.png,dog\n': "not a table (unexpected end of data; an",
+        'file;label\na.jpg;"cat\nb.jpg;cat\nc.png;"dog"\n': "an open quote?); save it as CSV",
         "": "its first row is 'nothing'",
     },
     "x.json": {

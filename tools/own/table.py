@@ -41,8 +41,7 @@ class Table:
         self.notes: list[str] = []
         rows = self._rows(known)
         self.file = self._file_column(rows, known)
-        first = rows[0][self.file] if self.file < len(rows[0]) else ""
-        head = None if known(first) or PICTURES.search(first) else rows.pop(0)
+        head = rows.pop(0) if self._is_head(rows, known) else None
         width = max(len(row) for row in rows)
         self.rows = [row + [""] * (width - len(row)) for row in rows]
         self._read(head + [""] * (width - len(head)) if head else [])
@@ -52,15 +51,23 @@ class Table:
         text = files.read_text(self.path, "save the table as UTF-8 text", max_bytes=1 << 30)
         lines = [line for line in text.splitlines() if line.strip()]
         found: list[Rows] = [[line.split() for line in lines]]  # the last resort
-        try:
-            for mark in (";", ",", "\t"):
-                rows = csv.reader(lines, delimiter=mark)
-                found.append([[cell.strip() for cell in row] for row in rows])
-        except csv.Error as error:
-            raise InputError(f"{self.path}: not a table ({error}); save it as CSV again") from None
+        broken: dict[int, csv.Error] = {}
+        for mark in (";", ",", "\t"):
+            try:
+                rows = list(csv.reader(lines, delimiter=mark))
+                if len(rows) < len(lines):  # a cell of several lines, or an open quote
+                    rows = list(csv.reader(lines, delimiter=mark, strict=True))
+            except csv.Error as error:
+                broken[len(found)] = error
+                rows = [line.split(mark) for line in lines]
+            found.append([[cell.strip() for cell in row] for row in rows])
         # Of equals the one that finds more columns, as where a row may hold a file's name alone.
         sizes = [(sum(any(map(known, row)) for row in rows), sum(map(len, rows))) for rows in found]
-        return found[max(range(len(found)), key=lambda i: (sizes[i], i))]
+        best = max(range(len(found)), key=lambda i: (sizes[i], i))
+        if best in broken:
+            what = f"not a table ({broken[best]}; an open quote?)"
+            raise InputError(f"{self.path}: {what}; save it as CSV again")
+        return found[best]
 
     def _file_column(self, rows: Rows, known: Callable[[str], bool]) -> int:
         """The column that names the pictures: endings before bare numbers, names before an index.
@@ -88,6 +95,13 @@ class Table:
             names = ", ".join(columns[i][0] for i in found)
             raise InputError(f"{self.path}: which of the columns {names} names the pictures?")
         return found[0]
+
+    def _is_head(self, rows: Rows, known: Callable[[str], bool]) -> bool:
+        """Whether the first row names no picture, an absent one neither: no label is in it."""
+        first = rows[0][self.file] if self.file < len(rows[0]) else ""
+        below = {(i, cell) for row in rows if row != rows[0] for i, cell in enumerate(row)}
+        named = ((i, cell) for i, cell in enumerate(rows[0]) if cell.casefold() not in MARKS)
+        return not (known(first) or PICTURES.search(first) or below & {*named})
 
     def _column(self, i: int) -> list[str]:
         return [row[i] for row in self.rows]
