@@ -292,11 +292,12 @@ def test_pictures_with_none_of_the_classes(data_root):
         ("Train0 disc", "no line for 'train0' .it has 'Train0', in another case"),
         ("train0,disc", "no line for 'train0' .is it a CSV file"),
         ("train0 Disc", "unknown class 'Disc' .it has 'disc', in another case"),
+        ("train0 cafe\u0301", "unknown class .* .it has 'caf\u00e9', in another Unicode form"),
         ("train0 traffic", "unknown class 'traffic' .it has 'traffic light': .* by tabs"),
     ],
 )
 def test_labels_in_another_form(data_root, line, message):
-    (data_root / "classes.txt").write_text("traffic light\ndisc\nbar\n")
+    (data_root / "classes.txt").write_text("traffic light\ndisc\nbar\ncaf\u00e9\n")
     (data_root / "labels.txt").write_text(line)
     with pytest.raises(InputError, match=rf"labels\.txt: {message}"):
         DataRoot(data_root).image_labels(["train0"])

@@ -108,6 +108,16 @@ def turned(folder: Path) -> Path:
     return write(folder / "a.json", {"imagePath": "a.jpg", "shapes": [shape], **size})
 
 
+def test_names_in_two_unicode_forms(tmp_path: Path) -> None:
+    """As macOS writes a folder's name, and a keyboard that of a class."""
+    for name in ("cafe\u0301", "tea"):
+        picture(tmp_path / "pictures" / name / "a.jpg")
+    classes = write(tmp_path / "classes.txt", "caf\u00e9\ntea\n")
+    for given in ((), ("--classes", classes, "--overwrite")):
+        data = make(tmp_path / "pictures", *given)
+        assert labels_of(data) == {"caf\u00e9_a": {"caf\u00e9"}, "tea_a": {"tea"}}
+
+
 def test_turned_pictures(folder: Path, capsys: pytest.CaptureFixture) -> None:
     labels = turned(folder)
     data = make(folder, "--labels", labels)

@@ -202,7 +202,10 @@ class DataRoot:
 
 def _other_spelling(name: str, known: Iterable[str]) -> str:
     """A hint at how the names that are known spell `name`; empty without one."""
+    form = functools.partial(unicodedata.normalize, "NFC")
     for other in known:
+        if form(other) == form(name):
+            return f" (it has {other!r}, in another Unicode form)"
         if other.casefold() == name.casefold():
             return f" (it has {other!r}, in another case)"
         if other.split(".")[0] == name or other == name.split(".")[0]:

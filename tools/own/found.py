@@ -1,6 +1,7 @@
 """What is known of somebody's pictures: labels, masks, classes, lists, and what is left out."""
 
 import hashlib
+import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -44,9 +45,14 @@ class Found:
         self.labels.pop(picture, None)
 
 
+def tidy(name: str) -> str:
+    """A class name as it is written: single spaces, one Unicode form (macOS takes another)."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
 def plain(name: str) -> str:
     """A class name as it is compared with the words for no class."""
-    return name.strip("_- ").casefold()
+    return tidy(name).strip("_- ").casefold()
 
 
 def by_folder(found: Found, source: Path) -> None:
@@ -172,14 +178,15 @@ def read_masks(found: Found, folder: Path, take_labels: bool) -> None:
 def choose_classes(found: Found, given: list[str], source: Path, nothing: set[str]) -> list[str]:
     """The classes in their order; found.labels is left with these alone."""
     for picture, names in found.labels.items():
-        names = {" ".join(name.split()) for name in names}
+        names = set(map(tidy, names))
         kept = {name for name in names if name and plain(name) not in nothing | UNKNOWN}
         found.labels[picture] = kept
     counts = Counter(name for names in found.labels.values() for name in names)
-    order = given or [name for name in dict.fromkeys(found.order) if counts[name]]
+    declared = list(dict.fromkeys(map(tidy, found.order)))
+    order = given or [name for name in declared if counts[name]]
     if not given:
         order += sorted(counts.keys() - set(order), key=lambda name: (name.casefold(), name))
-    if lone := [n for n in given or found.order if not counts[n] and plain(n) not in nothing]:
+    if lone := [n for n in given or declared if not counts[n] and plain(n) not in nothing]:
         what = "kept, but not to be learnt" if given else "left out"
         found.notes.append(f"classes in no picture, {what}: {', '.join(lone)}"[:300])
     if others := sorted(counts.keys() - set(order)):
@@ -233,12 +240,12 @@ def draw(
         (h, w), (height, width) = other[0], size
         return f"labels are for {w}x{h} pixels, upright it has {width}x{height}"
     shapes = [shape for entry in entries for shape in entry.shapes]
-    outlined = {" ".join(s.name.split()) for s in shapes if s.firm and s.region}
+    outlined = {tidy(s.name) for s in shapes if s.firm and s.region}
     if not names <= outlined or any(not s.firm and s.region is None for s in shapes):
         return ROUGH
     label, index = np.zeros(size, np.uint8), {name: i for i, name in enumerate(order, 1)}
     for shape in sorted((s for s in shapes if s.region), key=lambda s: s.firm):
-        value = index.get(" ".join(shape.name.split()), 0)
+        value = index.get(tidy(shape.name), 0)
         hidden = plain(shape.name) in UNKNOWN or (value and not shape.firm)
         try:
             label[shape.region(size)] = images.IGNORE if hidden else value  # type: ignore[misc]
