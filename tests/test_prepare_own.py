@@ -108,6 +108,19 @@ def turned(folder: Path) -> Path:
     return write(folder / "a.json", {"imagePath": "a.jpg", "shapes": [shape], **size})
 
 
+def test_what_nothing_is_known_of_is_left_out(folder: Path, tmp_path: Path, capsys) -> None:
+    """It is no negative, unless --negatives says so."""
+    for name in ("cat/a.jpg", "none/b.jpg", "_Unlabelled/c.jpg"):
+        picture(tmp_path / "folders" / name)
+    assert labels_of(make(tmp_path / "folders")) == {"cat_a": {"cat"}, "none_b": set()}
+    assert "left out: 1 as _Unlabelled/c.jpg: labelled '_Unlabelled'" in capsys.readouterr().out
+    data = make(tmp_path / "folders", "--negatives", "unlabelled", "--overwrite")
+    assert labels_of(data)["_Unlabelled_c"] == set()
+    table = write(tmp_path / "labels.csv", "a.jpg,cat\nb.jpg,void\nc.png,cat;void\nd.jpg,none\n")
+    data = make(folder, "--labels", table, "--out", tmp_path / "my", "--overwrite")
+    assert labels_of(data) == {"a": {"cat"}, "c": {"cat"}, "sub_d": set()}
+
+
 def test_names_in_two_unicode_forms(tmp_path: Path) -> None:
     """As macOS writes a folder's name, and a keyboard that of a class."""
     for name in ("cafe\u0301", "tea"):

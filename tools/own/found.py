@@ -20,7 +20,7 @@ from tools.own.pictures import Index, Picture, Probe
 import numpy as np
 
 NOTHING = {"none", "negative", "negatives", "background", "no class", "no_class", "empty"}
-UNKNOWN = {"ignore", "void", "unlabeled", "unlabelled"}  # of a region: 255
+UNKNOWN = {"ignore", "void", "unlabeled", "unlabelled"}  # of a region: 255; a picture: left out
 SPLITS = {"train", "training", "valid", "val", "validation", "test"}  # folders, not of classes
 ROUGH = "a box, a point or a label without an outline in it"
 
@@ -177,10 +177,15 @@ def read_masks(found: Found, folder: Path, take_labels: bool) -> None:
 
 def choose_classes(found: Found, given: list[str], source: Path, nothing: set[str]) -> list[str]:
     """The classes in their order; found.labels is left with these alone."""
-    for picture, names in found.labels.items():
+    for picture, names in list(found.labels.items()):
         names = set(map(tidy, names))
         kept = {name for name in names if name and plain(name) not in nothing | UNKNOWN}
         found.labels[picture] = kept
+        shapes = [shape for entry in found.entries.get(picture, []) for shape in entry.shapes]
+        regions = {tidy(s.name) for s in shapes if s.region or not s.firm}
+        unknown = sorted(n for n in names - regions if plain(n) in UNKNOWN - nothing)
+        if unknown and not kept and not any(plain(name) in nothing for name in names):
+            found.leave(picture, f"labelled {unknown[0]!r}")
     counts = Counter(name for names in found.labels.values() for name in names)
     declared = list(dict.fromkeys(map(tidy, found.order)))
     order = given or [name for name in declared if counts[name]]
