@@ -146,6 +146,21 @@ def test_voc_annotations(folder: Path, space: str) -> None:
     assert labels_of(data) == CAT_DOG
 
 
+@pytest.mark.parametrize("stale", ["a.jpg", "c.png"])
+def test_files_that_name_one_picture(folder: Path, tmp_path: Path, stale: str) -> None:
+    """As copied files do: all labels would be those of one picture, whichever is read first."""
+    xml = "<annotation><filename>{}</filename><object><name>cat</name></object></annotation>"
+    for name in ("a", "a_2"):  # the second is called as no picture
+        write(tmp_path / "xml" / f"{name}.xml", xml.format("a.jpg"))
+    data = make(folder, "--labels", tmp_path / "xml")
+    assert labels_of(data) == {"a": {"cat"}}
+    for name in ("b", "c"):
+        write(tmp_path / "xml" / f"{name}.xml", xml.format(stale))
+    words = r"b\.xml: it says that it is of .*/[ac]\.xml does, yet there is b\.jpg; correct"
+    with pytest.raises(InputError, match=words):
+        make(folder, "--labels", tmp_path / "xml", "--overwrite")
+
+
 def test_which_files_of_a_folder_are_labels(folder: Path, tmp_path: Path) -> None:
     """Links are followed, as to pictures; what Jupyter and macOS leave behind is not read."""
     for hidden in (".ipynb_checkpoints", "__MACOSX"):

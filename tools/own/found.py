@@ -77,6 +77,7 @@ def by_labels(found: Found, source: Path, separator: str, rest_negative: bool) -
     index = Index(found.pictures)
     labels = annotations.read(annotations.sources(source), index.knows, separator)
     called: dict[tuple[Path, Picture], str] = {}
+    files: dict[Picture, Path] = {}
     absent = []
     for path, entry in labels.entries:
         picture = index.find(entry.names, path)
@@ -87,6 +88,8 @@ def by_labels(found: Found, source: Path, separator: str, rest_negative: bool) -
         if before != entry.names[0]:
             what = f"{before!r} and {entry.names[0]!r} both seem to be {picture.name}"
             raise InputError(f"{path}: {what}; give the pictures in their folders")
+        if path.stem in entry.names:
+            check_stems(index, picture, files.setdefault(picture, path), path)
         found.labels.setdefault(picture, set()).update(shape.name for shape in entry.shapes)
         found.entries[picture].append(entry)
     if not found.labels:
@@ -101,6 +104,16 @@ def by_labels(found: Found, source: Path, separator: str, rest_negative: bool) -
             found.labels[picture] = set()
         elif picture not in found.labels:
             found.leave(picture, f"no labels in {source.name} (--rest-negative takes them as none)")
+
+
+def check_stems(index: Index, picture: Picture, first: Path, second: Path) -> None:
+    """Refuse two files of labels for one picture, one of them called as another picture is."""
+    for path, other in ((second, first), (first, second)):
+        own = index.candidates(path.stem)
+        if first != second and own and picture not in own:
+            what = f"it says that it is of {picture.name}, as {other} does, yet there is"
+            remedy = "correct its filename (labelme: imagePath)"
+            raise InputError(f"{path}: {what} {min(own).name}; {remedy}")
 
 
 def find_masks(found: Found, folder: Path, sources: list[Path], out: Path) -> None:
