@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +38,21 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         what = error.strerror or f"cannot be written ({error})"
         raise OSError(error.errno, what, str(path)) from None
+
+
+def check_folder(out: Path) -> None:
+    """Make sure, before the work, that a folder made beside `out` can take its place."""
+    if os.path.ismount(out):
+        raise InputError(f"{out}: a mount point cannot be replaced; give a folder in it")
+
+
+def replace_folder(partial: Path, out: Path, old: Path) -> None:
+    """Put `partial` in the place of `out`, which stands aside as `old` until then."""
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -107,6 +107,17 @@ def test_overwrite_starts_again(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
+def test_the_old_set_stays_until_the_new_one_is_there(tmp_path: Path, monkeypatch) -> None:
+    before = contents(out := make(tmp_path / "data"))
+    monkeypatch.setattr(Path, "rename", None)
+    with pytest.raises(TypeError):
+        make(out, "--seed", "1", "--overwrite")
+    assert contents(out) == before
+    monkeypatch.setattr("os.path.ismount", out.__eq__)
+    with pytest.raises(InputError, match="data: a mount point cannot be replaced; give a folder"):
+        make(out, "--seed", "1", "--overwrite")
+
+
 def test_foreign_files_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="other files"):

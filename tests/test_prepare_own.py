@@ -234,6 +234,10 @@ def test_a_second_start(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     before = contents(root)
     make(folder, "--labels", table)
     assert "already made" in capsys.readouterr().out
+    (root / "labels.txt").rename(tmp_path / "labels.txt")
+    with pytest.raises(InputError, match="my: 1 of its files missing, as labels"):
+        make(folder, "--labels", table)
+    (tmp_path / "labels.txt").rename(root / "labels.txt")
     with pytest.raises(InputError, match="made of other settings; --overwrite"):
         make(folder, "--labels", table, "--seed", "1")
     write(table, TABLES["header"] + "\n")
@@ -276,6 +280,7 @@ def test_wrong_folders(folder: Path, tmp_path: Path) -> None:
     refused("train are lists, not classes; give them one by one: .*lists/train", tmp_path / "lists")
     refused(r"no pictures in it \(.jpg", tmp_path / "nothing")
     refused("no such folder", tmp_path / "absent")
+    refused("/: a mount point cannot be replaced; give a folder in it", folder, "--out", "/")
     refused("YOLO", folder, "--labels", tmp_path / "yolo")
     refused("no such file or folder", folder, "--labels", tmp_path / "absent.csv")
     refused("no mask has the name of a picture", folder, "--masks", tmp_path / "nothing")

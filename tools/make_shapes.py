@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core.data.images import write_label
 from core.errors import InputError
-from core.files import read_json, write_json, write_text
+from core.files import check_folder, read_json, replace_folder, write_json, write_text
 from core.progress import Bar
 from core.run import options
 from core.run.main import run_main
@@ -256,15 +256,17 @@ def main(args: argparse.Namespace) -> None:
     names = ("train", "val", "size", "seed", "classes", "negatives", "background")
     settings = {name: getattr(args, name) for name in names}
     settings["design"], out = DESIGN, args.out.resolve()
+    check_folder(out)
+    partial, old = (out.with_name(f".{out.name}.shapes-{word}") for word in ("partial", "old"))
+    if old.exists() and not out.exists():  # stopped between the two renames at the end
+        old.rename(out)
     if made_before(out, settings, args.overwrite):
         print(f"{args.out}: already made with these settings")
         return
     # Made beside `out` and renamed at the end: what stands there is always whole.
-    partial = out.with_name(f".{out.name}.shapes-partial")
     shutil.rmtree(partial, ignore_errors=True)
     write_data_set(partial, settings)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+    replace_folder(partial, out, old)
     print(f"{args.out}: {args.train} train and {args.val} val images of {args.size} px")
 
 

@@ -111,6 +111,9 @@ def made_before(out: Path, made_of: dict[str, Any], overwrite: bool) -> bool:
     if changes and not overwrite:
         what = ", ".join(changes)
         raise InputError(f"{out} was made of other {what}; --overwrite makes it again")
+    if not overwrite and (gone := sorted(set(there.get("files", [])) - set(files_in(out)))):
+        what = f"{len(gone)} of its files missing, as {gone[0]}"
+        raise InputError(f"{out}: {what}; --overwrite makes it again")
     more = sorted(set(files_in(out)) - set(there.get("files", [])) - {RECORD})
     if overwrite and more:
         what = f"{len(more)} files that this tool did not make, as {more[0]}"
@@ -221,6 +224,7 @@ def get_args_parser() -> options.Parser:
 
 def main(args: argparse.Namespace) -> None:
     out = args.out.resolve()
+    files.check_folder(out)
     partial, old = (out.with_name(f".{out.name}.own-{word}") for word in ("partial", "old"))
     if old.exists() and not out.exists():  # stopped between the two renames at the end
         old.rename(out)
@@ -247,13 +251,9 @@ def main(args: argparse.Namespace) -> None:
         record = write(partial, found, order, args)
         record = {"made_of": made_of, **record, "files": files_in(partial)}
         files.write_json(partial / RECORD, record)
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
+        files.replace_folder(partial, out, old)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
     print_report(record)
     print(f"{args.out}: ready; next: python tools/doctor.py --data {args.out} --split train")
 
