@@ -16,6 +16,7 @@ from own_forms import (
     CAT_DOG,
     SIZE,
     TABLES,
+    coco,
     contents,
     four_pictures,
     labels_of,
@@ -163,6 +164,39 @@ def test_masks(folder: Path, tmp_path: Path) -> None:
     assert labels_of(make(folder, "--masks", masks, *more)) == CAT_DOG
     with pytest.raises(InputError, match="--masks and --labels need --classes"):
         make(folder, "--masks", masks, "--labels", table)
+
+
+def test_no_background(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As masks say, or outlines: outside these nothing is known."""
+    masks = masks_for(folder, tmp_path / "masks", {"a.png": [], "b.png": [1]})
+    for name, some in (("c", [2, 255]), ("sub/d", [255])):
+        label = np.resize(some, SIZE).astype(np.uint8)
+        (masks / name).parent.mkdir(exist_ok=True)
+        images.write_label(masks / f"{name}.png", label)
+    classes = write(tmp_path / "classes.txt", "background: none\ncat\ndog\n")
+    data = make(folder, "--masks", masks, "--classes", classes)
+    assert not data.background and data.classes == ["cat", "dog"]
+    assert labels_of(data) == {"c": {"dog"}}
+    printed = capsys.readouterr().out
+    assert "left out: 2 as a.jpg: mask: holds label 0, yet the classes begin with" in printed
+    assert "left out: 1 as sub/d.jpg: none of the classes, which begin with `backg" in printed
+    labels = ("--labels", coco(folder), "--with-masks", "--classes", classes, "--overwrite")
+    data = make(folder, *labels)
+    assert not data.background and "sub_d" not in data.ids("train")
+    assert set(np.unique(mask_of(data, "a"))) == {1, 255}
+
+
+@pytest.mark.parametrize("names", ["cat void dog", "background void cat dog", "void ignore cat"])
+def test_no_class_among_the_classes(folder: Path, tmp_path: Path, names: str) -> None:
+    """Left out, it would number the classes after it anew, and the masks say otherwise."""
+    masks = masks_for(folder, tmp_path / "masks", {"a.png": [1], "b.png": [2]})
+    classes = write(masks / "classes.txt", names.replace(" ", "\n"))
+    with pytest.raises(
+        InputError, match=r"classes\.txt: '\w+' stands among the classes and counts"
+    ):
+        make(folder, "--masks", masks)
+    write(classes, "background\ncat\ndog\nvoid\nunlabeled\n")
+    assert make(folder, "--masks", masks).classes == ["cat", "dog"]
 
 
 def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, capsys) -> None:

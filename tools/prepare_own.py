@@ -23,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core import files
 from core.data import images
+from core.data.datasets import NO_GROUND
 from core.errors import InputError
 from core.progress import Bar
 from core.run import options
@@ -63,7 +64,8 @@ def write(root: Path, found: Found, order: list[str], args: Any) -> dict[str, An
             mask = images.read_label(found.masks[picture], 255, what.size)
             mask = mask // 255 if found.binary else mask
         elif args.with_masks:
-            mask = draw(found.entries[picture], found.labels[picture], what.size, order)
+            rest = 0 if found.background else images.IGNORE
+            mask = draw(found.entries[picture], found.labels[picture], what.size, order, rest)
         pictures.write(picture, what, mask is not None, root / "JPEGImages" / image_id)
         if isinstance(mask, np.ndarray):
             images.write_label(root / "SegmentationClass" / f"{image_id}.png", mask)
@@ -77,7 +79,8 @@ def write(root: Path, found: Found, order: list[str], args: Any) -> dict[str, An
         found.notes.append("too few pictures for a validation list; a higher --val makes one")
     rows = ["\t".join([i, *(c for c in order if c in some)]) for i, some in labels.items()]
     texts = {f"ImageSets/Segmentation/{name}": some for name, some in lists.items() if some}
-    texts |= {"ImageSets/Segmentation/train_aug": lists["train"], "labels": rows, "classes": order}
+    texts |= {"ImageSets/Segmentation/train_aug": lists["train"], "labels": rows}
+    texts["classes"] = found.lines(order)
     for name, lines in texts.items():
         files.write_text(root / f"{name}.txt", "\n".join([*lines, ""]))
     if not any((root / "SegmentationClass").iterdir()):
@@ -154,14 +157,22 @@ def print_report(record: dict[str, Any]) -> None:
         print(f"left out: {len(names)} as {names[0]}: {reason}")
 
 
-def read_classes(path: Path) -> list[str]:
-    """The names in a list of classes, without the background."""
+def read_classes(path: Path) -> tuple[list[str], bool]:
+    """The names in a list of classes, without the background; whether there is one."""
     lines = files.read_text(path, "list one class a line").splitlines()
     names = [tidy(line) for line in lines if line.strip()]
-    names = [name for name in names if plain(name) not in {"background", *UNKNOWN}]
+    others = {"background", *UNKNOWN}
+    background = not names or NO_GROUND.fullmatch(names[0]) is None
+    if names and (not background or plain(names[0]) in others):
+        names.pop(0)  # of label 0
+    while names and plain(names[-1]) in others:
+        names.pop()
+    if within := [name for name in names if plain(name) in others]:
+        what = f"{within[0]!r} stands among the classes and counts as one of their labels"
+        raise InputError(f"{path}: {what}; write its pixels as 255 and leave it out")
     if not names or len(set(names)) < len(names):
         raise InputError(f"{path}: needs one class name a line, each once")
-    return names
+    return names, background
 
 
 def gather(args: argparse.Namespace, out: Path) -> tuple[Found, list[str]]:
@@ -182,7 +193,9 @@ def gather(args: argparse.Namespace, out: Path) -> tuple[Found, list[str]]:
         endings = ", ".join(pictures.ENDINGS)
         raise InputError(f"{args.pictures[0]}: no pictures in it ({endings})")
     given = args.classes or (masks / "classes.txt" if masks else None)
-    names = read_classes(given) if given and given.exists() else []
+    names: list[str] = []
+    if given and given.exists():
+        names, found.background = read_classes(given)
     if masks:
         find_masks(found, masks, args.pictures, out)
     if args.labels:
@@ -231,7 +244,8 @@ def main(args: argparse.Namespace) -> None:
     found, given = gather(args, out)
     labels = annotations.sources(args.labels) if args.labels else []
     inputs = digest([*(p.path for p in found.pictures), *labels, *found.masks.values()])
-    made_of = {"settings": args.settings, "classes": given, "inputs": inputs, "design": DESIGN}
+    made_of = {"settings": args.settings, "classes": found.lines(given), "inputs": inputs}
+    made_of["design"] = DESIGN
     if made_before(out, made_of, args.overwrite):
         print(f"{args.out}: already made of these with these settings")
         return

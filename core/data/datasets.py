@@ -34,6 +34,7 @@ VOC_CLASSES = (  # noqa: SIM905 - reads better than twenty quoted words
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
     "person pottedplant sheep sofa train tvmonitor"
 ).split()
+NO_GROUND = re.compile(r"background\s*:\s*none", re.IGNORECASE)  # first line of a classes.txt
 # A line of DeepLab's lists: `/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png`.
 PAIR = re.compile(
     r"(?:\S*/)?JPEGImages/(\S+?)\.(?:jpe?g|png|webp|bmp|tiff?)(?:\s|$)", re.IGNORECASE
@@ -71,7 +72,7 @@ class DataRoot:
         self.background = True
         if path.exists():
             first, *others = lines = _lines(path, "list the classes") or [""]
-            self.background = re.fullmatch(r"background\s*:\s*none", first, re.IGNORECASE) is None
+            self.background = NO_GROUND.fullmatch(first) is None
             names = lines if self.background else others
             self.classes = [check_name(name, path, "class") for name in names]
             if not 1 <= len(self.classes) <= 254 or len(set(self.classes)) < len(self.classes):

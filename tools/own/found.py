@@ -35,6 +35,7 @@ class Found:
     masks: dict[Picture, Path] = field(default_factory=dict)
     probes: dict[Picture, Probe] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)  # of the classes, where one is declared
+    background: bool = True  # whether a pixel may be of no class
     binary: bool = False  # of the masks 255 is the object
     notes: list[str] = field(default_factory=list)
     left: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -43,6 +44,10 @@ class Found:
         """Leave a picture out."""
         self.left[reason].append(picture.name)
         self.labels.pop(picture, None)
+
+    def lines(self, order: list[str]) -> list[str]:
+        """What a classes.txt of these classes holds."""
+        return order if self.background else ["background: none", *order]
 
 
 def tidy(name: str) -> str:
@@ -166,6 +171,8 @@ def read_masks(found: Found, folder: Path, take_labels: bool) -> None:
         path = found.masks[picture]
         try:
             label = images.read_label(path, named + 1 if named else 255, found.probes[picture].size)
+            if not (found.background or label.all()):
+                raise InputError("holds label 0, yet the classes begin with `background: none`")
         except InputError as error:
             found.leave(picture, f"mask: {str(error).removeprefix(f'{path}: ')}")
             continue
@@ -183,7 +190,8 @@ def read_masks(found: Found, folder: Path, take_labels: bool) -> None:
     if take_labels:
         for picture, some in values.items():
             found.labels[picture] = {found.order[v - 1] for v in some - {images.IGNORE}}
-        if unknown := [p.name for p, some in values.items() if some == {images.IGNORE}]:
+        unknown = [p.name for p, some in values.items() if some == {images.IGNORE}]
+        if unknown and found.background:
             what = f"{len(unknown)} as {unknown[0]}: masks of 0 and 255, unknown, alone"
             found.notes.append(f"{what}, are taken for pictures with none of the classes")
 
@@ -219,6 +227,8 @@ def choose_classes(found: Found, given: list[str], source: Path, nothing: set[st
     for name in order:
         check_name(name, source, "class")
     found.labels = {picture: names & set(order) for picture, names in found.labels.items()}
+    for picture in [p for p, names in found.labels.items() if not (names or found.background)]:
+        found.leave(picture, "none of the classes, which begin with `background: none`")
     return order
 
 
@@ -248,11 +258,12 @@ def split(labels: dict[str, set[str]], share: float, seed: int) -> set[str]:
 
 
 def draw(
-    entries: list[Entry], names: set[str], size: tuple[int, int], order: list[str]
+    entries: list[Entry], names: set[str], size: tuple[int, int], order: list[str], rest: int = 0
 ) -> np.ndarray | str:
     """The label map of a picture, later shapes over earlier ones; or why there is none.
 
-    A box says where an object may be: 255 where no outline lies over it.
+    A box says where an object may be: 255 where no outline lies over it. Rest: the label of pixels
+    outside the classes' shapes.
     """
     if other := [entry.size for entry in entries if entry.size not in (None, size)]:
         (h, w), (height, width) = other[0], size
@@ -261,9 +272,9 @@ def draw(
     outlined = {tidy(s.name) for s in shapes if s.firm and s.region}
     if not names <= outlined or any(not s.firm and s.region is None for s in shapes):
         return ROUGH
-    label, index = np.zeros(size, np.uint8), {name: i for i, name in enumerate(order, 1)}
+    label, index = np.full(size, rest, np.uint8), {name: i for i, name in enumerate(order, 1)}
     for shape in sorted((s for s in shapes if s.region), key=lambda s: s.firm):
-        value = index.get(tidy(shape.name), 0)
+        value = index.get(tidy(shape.name), rest)
         hidden = plain(shape.name) in UNKNOWN or (value and not shape.firm)
         try:
             label[shape.region(size)] = images.IGNORE if hidden else value  # type: ignore[misc]
