@@ -75,6 +75,29 @@ def test_images_and_archives(tmp_path):
     Image.fromarray(grey).save(tmp_path / "a.png")
     scores = foreign.as_scores(foreign.load(tmp_path / "a.png"), tmp_path, [2], N, SIZE, "")
     assert np.abs(scores.cam[0] - CAM[0]).mean() < 5e-3
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    Image.fromarray(grey).convert("RGBA").save(tmp_path / "grey.png")
+    for name in ("deep.png", "grey.png"):
+        np.testing.assert_allclose(foreign.load(tmp_path / name), grey / 255, atol=1e-6)
+    coloured = Image.fromarray(np.stack([grey, 255 - grey, grey], 2))
+    for mode in ("RGB", "P"):
+        coloured.convert(mode).save(tmp_path / "a.png")
+        with pytest.raises(InputError, match=r"a\.png: has colours, .* save the scores"):
+            foreign.load(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("turned", [CAM.transpose(0, 2, 1), FULL.transpose(0, 2, 1)])
+def test_maps_of_the_image_before_it_was_turned_are_refused(tmp_path, turned):
+    with pytest.raises(InputError, match=r"image of \(48, 64\) .* before its EXIF turned it"):
+        foreign.as_scores(turned, tmp_path / "a.npy", LABELS, N, SIZE, "")
+
+
+@pytest.mark.parametrize("form", ["irn", "puzzlecam", "seam"])
+def test_an_image_without_classes(tmp_path, form):
+    none = Scores(np.zeros(0, np.uint8), np.zeros((0, *strided_size(SIZE)), np.float16), SIZE)
+    path = saved(tmp_path / "a.npy", foreign.to_form(none, form))
+    scores = foreign.as_scores(foreign.load(path), path, [], N, SIZE, "")
+    assert scores.classes.shape == (0,) and scores.cam.shape == none.cam.shape
 
 
 def test_maps_above_one_and_of_another_stride(tmp_path):

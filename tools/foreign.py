@@ -115,8 +115,7 @@ def load(path: Path) -> Any:
                 found = dict(arrays)
                 return found if len(found) > 1 else next(iter(found.values()))
         if path.suffix != ".npy":
-            with open_checked(path) as image:
-                return np.asarray(image.convert("L"), np.float32) / 255
+            return _grey(path)
         with open(path, "rb") as file:
             version = npy.read_magic(file)
             header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -134,6 +133,17 @@ def load(path: Path) -> Any:
         raise
     except Exception:  # what damaged files raise depends on pickle, NumPy and zipfile
         raise InputError(f"{path}: damaged or not a file of arrays; make it again") from None
+
+
+def _grey(path: Path) -> np.ndarray:
+    """A grey image's levels, 0 to 1. Raises InputError for one with colours."""
+    with open_checked(path) as image:
+        if image.mode.startswith("I"):  # 16 bits, which PIL would clip
+            return np.asarray(image).astype(np.float32) / 65535
+        colours = np.asarray(image.convert("RGB"))
+    if (colours != colours[..., :1]).any():
+        raise InputError(f"{path}: has colours, a heat map? save the scores themselves, as grey")
+    return colours[..., 0].astype(np.float32) / 255
 
 
 def as_scores(
@@ -158,10 +168,13 @@ def as_scores(
     maps = torch.from_numpy(np.ascontiguousarray(maps[np.argsort(classes)], np.float32))
     if not maps.isfinite().all():
         raise InputError(f"{path}: holds NaN or inf; make it again")
-    grid = strided_size(size)
-    if len(maps) and tuple(maps.shape[1:]) == tuple(size):
+    grid, shape, turned = strided_size(size), tuple(maps.shape[1:]), size[::-1]
+    if len(maps) and shape in (turned, strided_size(turned)) and shape not in (size, grid):
+        what = f"maps of shape {shape} for an image of {size} (height, width)"
+        raise InputError(f"{path}: {what}; are they of the image before its EXIF turned it?")
+    if len(maps) and shape == size:
         maps = sample(maps.clamp(min=0))
-    elif len(maps) and tuple(maps.shape[1:]) != grid:
+    elif len(maps) and shape != grid:
         maps = F.interpolate(maps[None], grid, mode="bilinear")[0]
     maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=1) if len(maps) else maps
     cam = maps.half().numpy() if len(maps) else np.zeros((0, *grid), np.float16)
@@ -181,6 +194,8 @@ def _form(
         return labels, value
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds {type(value).__name__}, no array or dict of arrays")
+    if not value:  # of SEAM, an image without classes
+        return [], np.zeros((0, 1, 1))
     if "keys" not in value:
         if not all(isinstance(key, int | np.integer) for key in value):
             raise InputError(f"{path}: a dict of {', '.join(map(str, value))[:80]} without `keys`")
