@@ -7,6 +7,7 @@ from pathlib import Path
 from core.errors import InputError
 from tools import data_pass, doctor
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -146,11 +147,12 @@ def test_rotated_deep_and_tiny_pictures(root: Path) -> None:
     turned.save(root / "JPEGImages" / "p03.png", exif=exif)
     deep = np.full((64, 80), 60_000, np.uint16)
     Image.fromarray(deep).save(root / "JPEGImages" / "p04.png")
+    cv2.imwrite(str(root / "JPEGImages" / "p06.png"), np.stack([deep] * 3, 2) // 16)
     draw(root, "p05", (80, 40))
     draw_mask(root, "p05", [1], (80, 40))
     said = words(root, "ok")
     assert any(s.startswith("images: 1 turned upright") and s.endswith("p03") for s in said)
-    assert any(s.startswith("images: 1 of 16 bits") and s.endswith("p04") for s in said)
+    assert any(s.startswith("images: 2 of 16 bits") and s.endswith("p04, p06") for s in said)
     assert words(root) == [
         "sizes: 80x40 to 80x64 pixels, the middle one 80x64; 1 under 64 pixels: p05"
     ]

@@ -8,6 +8,7 @@ from core.data import images
 from core.data.datasets import DataRoot
 from core.errors import InputError
 
+import cv2
 import numpy as np
 import pytest
 from conftest import run_stage
@@ -67,14 +68,19 @@ def test_images_are_turned_as_exif_says(tmp_path, orientation, ending):
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_grey_levels_of_16_bit_files(tmp_path, bits, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "channels"), [("a.png", 1), ("a.png", 3), ("a.png", 4), ("a.tif", 1), ("a.tif", 3)]
+)
+def test_levels_of_16_bit_files(tmp_path, name, channels, bits, capsys, monkeypatch):
     """What a camera of 12 bits puts into 16 keeps its 8 upper bits; said once."""
     monkeypatch.setattr(images, "_noted", set())
     levels = np.linspace(0, 2**bits - 1, 48 * 64).round().astype(np.uint16).reshape(48, 64)
-    Image.fromarray(levels).save(tmp_path / "a.png")
+    pixels = np.stack([levels, levels // 2, levels // 4, levels][:channels], 2)
+    cv2.imwrite(str(tmp_path / name), pixels)
     for _ in range(2):
-        grey = images.read_image(tmp_path / "a.png")
-    np.testing.assert_array_equal(grey[0], levels >> (bits - 8))
+        got = images.read_image(tmp_path / name)
+    wanted = pixels[..., 2::-1].transpose(2, 0, 1) >> (bits - 8)  # OpenCV has blue first
+    np.testing.assert_array_equal(got, np.broadcast_to(wanted, got.shape))
     assert capsys.readouterr().err.count(f"{bits} bits used") == (bits < 16)
 
 

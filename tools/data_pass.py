@@ -45,7 +45,7 @@ def look(data: datasets.DataRoot, image_id: str) -> Picture:
     try:
         path = data.image_path(image_id)
         with images.open_checked(path) as image:
-            is_deep = image.mode.startswith("I")
+            is_deep = images.is_deep(image, path)
         pixels = images.read_image(path)
         with images.open_checked(path) as image:  # after it: see images.read_image
             is_turned = images.orientation(image) != 1

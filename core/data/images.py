@@ -25,6 +25,7 @@ TO_CONVERT = "HEIC or AVIF; convert a copy first, as with `heif-convert x.heic x
 ORIENTATION = 0x112  # EXIF's
 # Orientation -> axes of (3, H, W) that are flipped, of 5 to 8 after H and W are exchanged.
 FLIPS = {1: (), 2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
+BITS = 258  # TIFF's tag of the bits of each channel
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras put into 16-bit files
 # Part of its size at which a JPEG is decoded -> OpenCV's name of it.
 REDUCED = {
@@ -87,6 +88,14 @@ def orientation(image: Image.Image) -> int:
     return found if found in FLIPS else 1
 
 
+def is_deep(image: Image.Image, path: Path) -> bool:
+    """Whether a PNG or TIFF has 16 bits a channel; of those in colours PIL's mode does not tell."""
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24:] == b"\x10"  # in IHDR, which comes first
+    return image.format == "TIFF" and 16 in getattr(image, "tag_v2", {}).get(BITS, ())
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of the upright image, from the header alone."""
     with open_checked(path) as image:
@@ -132,6 +141,7 @@ def read_reduced(path: Path, side: int) -> tuple[Tensor, tuple[int, int]]:
                 decoded = np.repeat(_eight_bits(np.asarray(image), path)[..., None], 3, 2)
             if decoded is None:
                 parts, decoded = 1, np.array(image.convert("RGB"))
+                decoded = _used_bits(decoded, path) if is_deep(image, path) else decoded
             pixels = torch.from_numpy(decoded).permute(2, 0, 1)
             # Not before: PIL reads a whole PNG to tell, and would give what it has of a damaged
             # one; of a TIFF it turns the pixels itself, and forgets that it was so.
@@ -167,13 +177,25 @@ def _note(kind: str, text: str) -> None:
         print(f"note: {text}", file=sys.stderr)
 
 
-def _eight_bits(grey: np.ndarray, path: Path) -> np.ndarray:
+def _used_bits(upper: np.ndarray, path: Path) -> np.ndarray:
+    """`_eight_bits` of a 16-bit file in colours, of whose values PIL gave the upper bytes.
+
+    These stay where OpenCV decodes others, as of a TIFF that only one of the two turns upright.
+    """
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim < 3 or pixels.dtype != np.uint16:
+        return upper
+    levels = np.asarray(pixels[..., 2::-1], np.uint16)
+    return _eight_bits(levels, path) if np.array_equal(levels >> 8, upper) else upper
+
+
+def _eight_bits(levels: np.ndarray, path: Path) -> np.ndarray:
     """The upper 8 of the bits that are used; fewer than 16 are said once."""
-    used = int(grey.max(initial=0)).bit_length()
+    used = int(levels.max(initial=0)).bit_length()
     depth = next((bits for bits in DEPTHS if used <= bits), 16)
     if depth < 16:
         _note(f"{depth} bits", f"{path}: 16-bit file with {depth} bits used, read as {depth}")
-    return (grey.astype(np.int64) >> (depth - 8)).clip(0, 255).astype(np.uint8)
+    return (levels >> (depth - 8)).clip(0, 255).astype(np.uint8)
 
 
 def as_array(image: Tensor) -> np.ndarray:
