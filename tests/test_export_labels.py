@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from core.data.datasets import DataRoot
@@ -111,7 +112,7 @@ def as_maps(out: Path, form: str, classes: list[str], size: tuple[int, int]) -> 
                 put(image.get("name"), shape.get("label"), [np.array(pairs, float)])
     elif form == "labelstudio":
         for task in json.loads(out.read_text()):
-            name = task["data"]["image"].removeprefix("/local/")
+            name = unquote(task["data"]["image"].removeprefix("/local/"))
             found[name] = np.zeros(size, np.uint8)
             for each in task["predictions"][0]["result"]:
                 assert (each["original_height"], each["original_width"]) == size
@@ -141,12 +142,16 @@ def as_maps(out: Path, form: str, classes: list[str], size: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_says_the_label_maps(root, tmp_path, form):
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "new").symlink_to("far/away")
     data, out = DataRoot(root), tmp_path / "new" / f"out.{form}"
+    for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (root / folder / f"train2.{ending}").rename(root / folder / f"a 50%20b.{ending}")
     labels = root / "SegmentationClass"
     arguments = [labels, "--data", root, "--form", form, "--out", out, "--tolerance", 0]
     export_labels.main([str(a) for a in (*arguments, "--prefix", "/local/")])
     found = as_maps(out, form, data.classes, (48, 64))
-    assert sorted(found) == ["train0.jpg", "train1.jpg", "train2.jpg"]
+    assert sorted(found) == ["a 50%20b.jpg", "train0.jpg", "train1.jpg"]
     for name, label in found.items():
         mask = export_labels.images.read_label(labels / f"{Path(name).stem}.png", 4)
         assert np.array_equal(label, np.where(mask == IGNORE, 0, mask))
@@ -170,7 +175,7 @@ def test_pycocotools_reads_it(root, tmp_path, form):
         assert wrong <= (0 if form == "coco-rle" else 0.1 * label.size)
 
 
-def test_a_run_brings_its_classes(root, tmp_path):
+def test_a_run_brings_its_classes(root, tmp_path, capsys):
     labels, pictures = tmp_path / "pseudo", root / "JPEGImages"
     (root / "SegmentationClass").rename(labels)
     made = {"stage": "x", "holds": "labels", "finished": True, "classes": ["a", "b b", "<c>"]}
@@ -179,8 +184,13 @@ def test_a_run_brings_its_classes(root, tmp_path):
     out = tmp_path / "a.xml"
     export_labels.main([str(labels), "--form", "cvat", "--out", str(out)])
     assert {e.get("label") for e in ElementTree.parse(out).iter("polygon")} == {"a", "b b", "<c>"}
-    (pictures / "train1.jpg").unlink()
+    assert "note: pictures not given: they are named <id>.jpg" in capsys.readouterr().err
+    (pictures / "train2.png").touch()
     command = [str(labels), "--form", "coco", "--out", str(tmp_path / "b.json"), "--pictures"]
+    with pytest.raises(InputError, match=r"train2\.png: train2\.jpg has the same id"):
+        export_labels.main([*command, str(pictures)])
+    (pictures / "train2.png").unlink()
+    (pictures / "train1.jpg").unlink()
     with pytest.raises(InputError, match=r"train1\.jpg: no such picture"):
         export_labels.main([*command, str(pictures)])
     with pytest.raises(InputError, match="made for other classes"):

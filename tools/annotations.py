@@ -6,6 +6,7 @@ A writer is made with the class names and the command line's `form`, `tolerance`
 
 import json
 import os
+import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,9 @@ def labelme(picture: Picture, classes: Sequence[str], tolerance: float, out: Pat
         | {"group_id": None, "flags": {}}
         for name, ring in picture.shapes(classes, tolerance)
     ]
-    path = picture.file if picture.path is None else os.path.relpath(picture.path, out)
+    path = picture.file
+    if picture.path is not None:  # past links, as `..` leaves the folder that is meant
+        path = os.path.relpath(picture.path.parent.resolve() / path, out.resolve())
     where = {"imagePath": path, "imageData": None}
     where |= {"imageHeight": picture.size[0], "imageWidth": picture.size[1]}
     made = {"version": "5.0.1", "flags": {}, "shapes": shapes} | where
@@ -129,7 +132,7 @@ class LabelStudio:
             points = (ring * (100 / np.array([width, height]))).round(4).tolist()
             value = {"points": points, "polygonlabels": [name], "closed": True}
             result.append({"id": f"{picture.id}-{number}", "value": value} | shared)
-        data = {"image": f"{self.args.prefix}{picture.file}"}
+        data = {"image": self.args.prefix + urllib.parse.quote(picture.file)}
         made = [{"model_version": self.args.labels.name, "result": result}]
         self.tasks.append({"data": data, "predictions": made})
 

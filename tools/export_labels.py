@@ -12,7 +12,8 @@
 | labelstudio | a .json | tasks with predictions, a polygon for each part |
 
 Polygons may be off by --tolerance pixels; with 0 they are exact, of many points. Pixels of no
-label (255) are not in them. The classes are run.json's, else those of --data.
+label (255) are not in them. The classes are run.json's, else those of --data. Without --data or
+--pictures the pictures are taken to be called `<id>.jpg`.
 """
 
 import sys
@@ -65,10 +66,14 @@ def find_pictures(folder: Path | None, ids: list[str], data: DataRoot | None) ->
         return {i: data.image_path(i) for i in ids} if data is not None else {}
     if not folder.is_dir():
         raise InputError(f"{folder}: no such directory; give that of the pictures")
-    found = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in images.ENDINGS}
+    found: dict[str, list[Path]] = {}
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in images.ENDINGS):
+        found.setdefault(path.stem, []).append(path)
     if missing := [i for i in ids if i not in found]:
         raise InputError(f"{folder / missing[0]}.jpg: no such picture; its label map is there")
-    return {i: found[i] for i in ids}
+    if twice := [found[i] for i in ids if len(found[i]) > 1]:
+        raise InputError(f"{twice[0][1]}: {twice[0][0].name} has the same id; move one away")
+    return {i: found[i][0] for i in ids}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,6 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     data = DataRoot(args.data) if args.data is not None else None
     ids, classes = find_labels(args.labels, data)
     paths = find_pictures(args.pictures, ids, data)
+    if not paths:
+        words = "pictures not given: they are named <id>.jpg; else give --pictures"
+        print(f"note: {words}", file=sys.stderr)
     folder = args.out if args.form == "labelme" else args.out.parent
     folder.mkdir(parents=True, exist_ok=True)
     writer = None if args.form == "labelme" else WRITERS[args.form](classes, args)
