@@ -13,6 +13,7 @@ truth is read. A run folder gives its CAMs, walked scores and pseudo-labels; 0.1
 
 import argparse
 import io
+import re
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -127,10 +128,13 @@ def find(folders: list[Path]) -> list[Column]:
 
 def check_out(out: Path) -> None:
     """Refuse a directory of others' files, which the pages would replace."""
-    index = out / "index.html"
-    own = index.is_file() and MARK in index.read_text("utf-8", "replace")[:1000]
-    if out.is_dir() and any(out.iterdir()) and not own:
+    if out.is_dir() and any(out.iterdir()) and not is_own(out / "index.html"):
         raise InputError(f"{out}: holds other files than this tool's; choose another --out")
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is a page of this tool."""
+    return path.is_file() and MARK in path.read_text("utf-8", "replace")[:1000]
 
 
 def uri(pixels: np.ndarray, kind: str, **how: Any) -> str:
@@ -198,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
             args.out / name, page("explore.html", this=name, entries=entries, **content)
         )
     for old in args.out.glob("page*.html"):  # of more images, earlier
-        if old.name not in names:
+        if old.name not in names and re.fullmatch(r"page\d+\.html", old.name) and is_own(old):
             old.unlink()
     print(f"{args.out / 'index.html'}: {len(ids)} images on {len(names)} pages")
 
