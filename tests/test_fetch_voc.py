@@ -256,6 +256,26 @@ def test_aug_masks_that_cannot_be_used(place, capsys):
         voc_forms.as_label(rgb.getvalue(), "a.png")
 
 
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [(6, 1, "encrypted"), (8, 9, "compression"), (60, 255, "unpacked")],
+    ids=["encrypted", "deflate64", "damaged"],
+)
+def test_aug_zips_that_cannot_be_unpacked(place, capsys, at, value, message):
+    root = write_devkit(place / "VOCdevkit/VOC2012")
+    with zipfile.ZipFile("aug.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{SBD_ONLY}.png", png(picture_mask(1, 13), "grey"))
+    data = bytearray(Path("aug.zip").read_bytes())
+    data[at] = value
+    if at < 60:  # what the central directory says of it
+        data[data.find(b"PK\1\2") + at + 2] = value
+    Path("aug.zip").write_bytes(data)
+    fetch_voc.main(["--aug", "aug.zip"])
+    assert masks(root) == set()
+    said = capsys.readouterr().err
+    assert f"aug.zip/{SBD_ONLY}.png: cannot be unpacked (" in said and message in said
+
+
 def test_deeplab_lists(place):
     root = write_devkit(place / "VOCdevkit/VOC2012")
     pairs = (f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png" for i in (TRAIN, SBD_ONLY))

@@ -3,6 +3,7 @@
 import io
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,21 @@ def _pngs(path: Path) -> Iterator[tuple[str, Any]]:
             for info in archive.infolist():
                 hidden = info.filename.startswith("__MACOSX") or "/._" in info.filename
                 if info.filename.endswith(".png") and not hidden and info.file_size < MAX_BYTES:
-                    yield f"{path}/{info.filename}", lambda info=info: archive.read(info)
+                    yield f"{path}/{info.filename}", lambda info=info: _unzip(archive, info)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give SegmentationClassAug") from None
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f"{path}: no zip, or damaged ({error}); get it again") from None
+
+
+def _unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A file of a zip. Raises InputError for one that is damaged, encrypted, oddly packed."""
+    try:
+        return archive.read(info)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+        why = "encrypted" if info.flag_bits & 1 else first_line(error)
+        what = f"{archive.filename}/{info.filename}: cannot be unpacked ({why})"
+        raise InputError(f"{what}; pack it anew, or get it again") from None
 
 
 def read_masks(path: Path, data: DataRoot) -> list[str]:
@@ -103,7 +114,7 @@ def read_masks(path: Path, data: DataRoot) -> list[str]:
                     raise InputError(f"{name}: mask {label.shape}, image {size} (height, width)")
                 images.write_label(target, label)
                 written += 1
-            except (InputError, zipfile.BadZipFile) as error:
+            except InputError as error:
                 bad.append(str(error))
     print(f"{data.root / prepare_voc.AUG}: {written} masks from {path}")
     words = [f"{path}: {others} masks of images that are not here"] if others else []
