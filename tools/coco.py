@@ -4,6 +4,7 @@ Another tool that takes COCO JSON exports can read them with this.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ import numpy as np
 
 RULE = "smallest object on top, by the annotations' area; crowds as their class; no pixel ignored"
 REMEDY = "give COCO's instances_*.json"
+# What DataRoot takes for no class's name.
+NO_CLASS = re.compile(r"[_\- ]*(background(\s*:\s*none)?|ignore|void|unlabeled)[_\- ]*", re.I)
 MAX_BYTES = 4 << 30  # instances_train2014.json has 0.33 GB
 
 
@@ -64,9 +67,13 @@ def read_annotations(path: Path, segmentations: bool) -> Annotations:
     for entry in entries("categories", id=int, name=str):
         if "keypoints" in entry:
             raise InputError(f"{path}: keypoints of one class; {REMEDY}, of all classes")
-        if entry["id"] in categories or entry["name"] in categories.values():
-            raise InputError(f"{path}: category {entry['name']!r} or its id is there twice")
-        categories[entry["id"]] = check_name(entry["name"], path, "class")
+        name = entry["name"].strip()  # as lines of classes.txt are
+        if entry["id"] in categories or name in categories.values():
+            raise InputError(f"{path}: category {name!r} or its id is there twice")
+        if NO_CLASS.fullmatch(name):
+            what = "0 is always the background and 255 ignored"
+            raise InputError(f"{path}: leave category {name!r} out; of the labels {what}")
+        categories[entry["id"]] = check_name(name, path, "class")
     if not 1 <= len(categories) <= 254:
         raise InputError(f"{path}: {len(categories)} categories, not 1 to 254; {REMEDY}")
     categories = dict(sorted(categories.items()))
@@ -79,6 +86,9 @@ def read_annotations(path: Path, segmentations: bool) -> Annotations:
         name = check_name(entry["file_name"], path, "image")
         if entry["id"] in by_id or len(name.split()) > 1:  # labels.txt is split at spaces
             raise InputError(f"{path}: image {name!r} has an id used twice, or a space; rename it")
+        if Path(name).suffix.lower() not in images.ENDINGS:
+            what = f"image {name!r} ends in none of {', '.join(images.ENDINGS)}"
+            raise InputError(f"{path}: {what}; rename it, here too")
         by_id[entry["id"]] = Picture(name, size, [])
     real = (int, float)
     fields = {"image_id": int, "category_id": int, "area": real, "segmentation": (list, dict)}
