@@ -122,6 +122,6 @@ def test_letters_that_no_font_has_are_noted_once(tmp_path, capsys, recwarn, monk
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
     # Letters are looked for in all that is installed, as a Chinese name's in a font for them.
     fonts = [Namespace(name=name) for name in ("WenQuanYi Zen Hei", "DejaVu Sans", "Other")]
-    monkeypatch.setattr(charts.font_manager.fontManager, "ttflist", fonts)
+    monkeypatch.setattr(matplotlib.font_manager.fontManager, "ttflist", fonts)
     with charts.style():
         assert matplotlib.rcParams["font.family"] == ["DejaVu Sans", "WenQuanYi Zen Hei"]

@@ -43,3 +43,10 @@ def test_fit_only_reduces():
 def test_legend_grows_with_the_names():
     few, many = visual.legend(["a"]), visual.legend([f"class {i}" for i in range(30)])
     assert few.shape[0] < many.shape[0] and few.shape[2] == 3
+
+
+def test_legends_have_the_letters_of_other_scripts(capsys):
+    assert visual.legend(["кот"]).tolist() != visual.legend(["пёс"]).tolist()
+    assert not capsys.readouterr().err
+    visual.legend(["cat", "\ue123", "\ue124"])  # of private use
+    assert capsys.readouterr().err.count("note: no font here has all letters") == 1

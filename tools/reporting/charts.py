@@ -3,16 +3,15 @@
 import base64
 import contextlib
 import io
-import logging
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from core.data import visual
 from tools.reporting.collect import Row
 
 import matplotlib
-from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
@@ -24,15 +23,6 @@ OWN_CHART = {
 }
 COLOURS = 10  # of the lines of a chart
 STYLE = Path(__file__).parent / "templates" / "charts.mplstyle"
-# Each letter is of the first of these that is installed and has it.
-FONTS = (
-    "DejaVu Sans",
-    *(f"Noto Sans CJK {place}" for place in ("SC", "TC", "JP", "KR", "HK")),
-    *(f"Noto Sans {script}" for script in ("SC", "JP", "KR", "Devanagari", "Bengali", "Thai")),
-    *("Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback"),
-    *("Microsoft YaHei", "SimHei", "PingFang SC", "Arial Unicode MS"),
-)
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # not of missing weights
 Line = tuple[str, list[tuple[float, float]]]  # name, points
 Chart = tuple[str, str]  # what a screen reader says, data URI
 
@@ -40,15 +30,13 @@ Chart = tuple[str, str]  # what a screen reader says, data URI
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """The charts' style, in fonts that have the letters of the class names where there are some."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = {"font.family": [name for name in FONTS if name in installed]}
+    fonts = {"font.family": visual.installed_fonts()}
     with matplotlib.rc_context(fonts, STYLE), warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         yield
     others = [each for each in found if "missing from" not in str(each.message)]
     if len(others) < len(found):
-        remedy = "install one, for Chinese, Japanese and Korean fonts-noto-cjk"
-        print(f"note: no font here has all letters of the names; {remedy}", file=sys.stderr)
+        print(visual.NO_FONT, file=sys.stderr)
     for each in others:
         warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
