@@ -104,6 +104,12 @@ def test_columns_beside_marks_that_are_no_classes(folder: Path, tmp_path: Path) 
     assert labels_of(make(folder, "--labels", table)) == CAT_DOG
 
 
+def test_names_of_two_words_between_tabs(folder: Path, tmp_path: Path) -> None:
+    rows = "a.jpg\tred panda\nb.jpg\tred panda\nc.png\tdog\nd.jpg\tsea cow\n"
+    data = make(folder, "--labels", write(tmp_path / "labels.tsv", rows))
+    assert labels_of(data)["a"] == {"red panda"} and labels_of(data)["sub_d"] == {"sea cow"}
+
+
 def test_a_spreadsheet(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a spreadsheet; save it as CSV"):
         make(folder, "--labels", write(tmp_path / "labels.xlsx", "PK"))

@@ -178,7 +178,7 @@ def read_classes(path: Path) -> tuple[list[str], bool]:
 def gather(args: argparse.Namespace, out: Path) -> tuple[Found, list[str]]:
     """The pictures with their labels, and the classes in order."""
     masks = args.masks
-    for path in (args.labels, masks):
+    for path in (args.labels, masks, args.classes):
         if path is not None and not path.exists():
             raise InputError(f"{path}: no such file or folder")
     if args.with_masks and args.labels is None:
@@ -269,7 +269,7 @@ def main(args: argparse.Namespace) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print_report(record)
-    print(f"{args.out}: ready; next: python tools/doctor.py --data {args.out} --split train")
+    print(f"{args.out}: ready; next: python tools/doctor.py --data {args.out}")
 
 
 if __name__ == "__main__":

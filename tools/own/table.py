@@ -61,8 +61,10 @@ class Table:
                 broken[len(found)] = error
                 rows = [line.split(mark) for line in lines]
             found.append([[cell.strip() for cell in row] for row in rows])
-        # Of equals the one that finds more columns, as where a row may hold a file's name alone.
+        # Of equals the one that finds more columns, as where a row may hold a file's name alone;
+        # spaces find the most, in names of two words too.
         sizes = [(sum(any(map(known, row)) for row in rows), sum(map(len, rows))) for rows in found]
+        sizes[0] = (sizes[0][0], 0)
         best = max(range(len(found)), key=lambda i: (sizes[i], i))
         if best in broken:
             what = f"not a table ({broken[best]}; an open quote?)"
