@@ -118,6 +118,14 @@ def test_impossible_options(data_root, options, message):
         classify(data_root, *options)
 
 
+def test_nothing_to_synchronise(data_root):
+    words = ["--data", data_root, "--split", "train", "--sync-bn"]
+    words += ["--labels", data_root / "SegmentationClass"]
+    for stage in (train_affinity, train_segmentation):
+        with pytest.raises(InputError, match="BatchNorms of this network are frozen"):
+            run_stage(stage.main, *words, "--out", data_root.parent / "out", *SMALL)
+
+
 def test_other_settings_are_refused_with_the_difference(data_root):
     classify(data_root)
     with pytest.raises(InputError, match=r"lr 0\.005 -> 0\.02.*--overwrite"):

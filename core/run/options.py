@@ -243,7 +243,9 @@ def add_training(p: Parser, stage: recipe.Training, rates: str) -> None:
     add_amp(p)
     words = "torch.compile: minutes at the start"
     p.add_argument("--compile", how=True, action="store_true", help=words)
-    p.add_argument("--sync-bn", action="store_true", help="BatchNorm over all GPUs")
+    p.add_argument(
+        "--sync-bn", action="store_true", help="BatchNorm over all GPUs, of a classifier"
+    )
     p.add_argument("--deterministic", action="store_true", help="same bits twice; slower on GPUs")
     words = "steps between checkpoints; 0: epochs"
     p.add_argument("--save-every", how=True, type=integer(0, 10**9), default=0, help=words)

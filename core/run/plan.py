@@ -73,6 +73,8 @@ class Plan:
             raise InputError(f"--re-seams drop leaves nothing of {tile}; give a larger --crop")
         if args.sides[0] > args.sides[1]:
             raise InputError(f"--sides {args.sides[0]} {args.sides[1]}: the smaller one first")
+        if args.sync_bn and not hasattr(args, "grid"):
+            raise InputError("--sync-bn: the BatchNorms of this network are frozen; leave it out")
         if args.sync_bn and device.type != "cuda":
             raise InputError("--sync-bn needs GPUs")
         steps = n_images // args.batch_size  # of an epoch: the last partial batch is dropped

@@ -190,8 +190,8 @@ class Run:
         """Say, and keep on record, that a BatchNorm saw batches of another size before."""
         resolved = self.record["resolved"]
         now = resolved.get("bn_batch")
-        if before is None or now is None:
-            return
+        if before is None or now is None or "grid" not in self.record["settings"]:
+            return  # only a classifier's are not frozen
         if str(before).split()[-1] != str(now):
             what = f"BatchNorm over {before} images before, over {now} from here"
             words = f"{what}: another result than of one number of processes; run.json says so"
