@@ -8,6 +8,7 @@
 # Table 1. Without WEIGHTS timm downloads its own.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup.sh
 for each in "$@"; do
   case $each in -h | --help) python tools/tables.py --help; exit ;; esac
 done

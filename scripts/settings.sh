@@ -32,9 +32,7 @@ NODE_RANK=${NODE_RANK:-0}
 MASTER=${MASTER:-localhost:29400}
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -e .venv/bin/activate ]; then
-  source .venv/bin/activate # demo.sh and test.sh make it
-fi
+source scripts/setup.sh
 if [ "$VAL" = auto ]; then
   VAL=val
   [ -e "$DATA/ImageSets/Segmentation/val.txt" ] || VAL=

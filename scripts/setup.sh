@@ -1,6 +1,10 @@
 # Sourced by scripts: an environment with the given requirement files, and their --help.
-# Uses the active virtual or conda environment; makes ./.venv where none is active.
-#   setup requirements.txt [more files]
+# Takes the active virtual or conda environment, else ./.venv, which demo.sh and test.sh make.
+if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -e .venv/bin/activate ]; then
+  source .venv/bin/activate
+fi
+
+# setup requirements.txt [more files]: installs them; makes ./.venv where no environment is
 setup() {
   if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
     [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv

@@ -7,8 +7,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ "${SMALL:-0}" = 0 ]; then SMALL=; fi
+source scripts/setup.sh
+if [ -n "$SMALL" ]; then setup requirements.txt; fi
 HR_CAM=1 # on VOC the CAM column and the affinity labels are of the released code's map
-if [ -n "$SMALL" ]; then source scripts/setup.sh; setup requirements.txt; HR_CAM=; fi
+case "${SMALL:+--small} $* " in *"--small "*) HR_CAM= ;; esac
 
 python tools/tables.py 1 ${SMALL:+--small} ${HR_CAM:+--hr-cam} ${DATA:+--data "$DATA"} ${RUNS:+--runs "$RUNS"} \
   ${SEEDS:+--seeds $SEEDS} ${BACKBONES:+--backbones $BACKBONES} ${GPUS:+--gpus "$GPUS"} "$@"

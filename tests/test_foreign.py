@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from conftest import write_cams
 from faults.stages import STAGES
+from PIL import Image
 
 SIZE, LABELS, N = (48, 64), [2, 3], 3
 torch.manual_seed(0)
@@ -88,8 +89,15 @@ def test_images_and_archives(tmp_path):
 
 @pytest.mark.parametrize("turned", [CAM.transpose(0, 2, 1), FULL.transpose(0, 2, 1)])
 def test_maps_of_the_image_before_it_was_turned_are_refused(tmp_path, turned):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    picture = tmp_path / "a.jpg"
+    Image.new("RGB", SIZE).save(picture, exif=exif)
+    how = tmp_path / "a.npy", LABELS, N, SIZE, "", picture
     with pytest.raises(InputError, match=r"image of \(48, 64\) .* before its EXIF turned it"):
-        foreign.as_scores(turned, tmp_path / "a.npy", LABELS, N, SIZE, "")
+        foreign.as_scores(turned, *how)
+    Image.new("RGB", SIZE[::-1]).save(picture)  # else they may be of a size that all maps have
+    assert foreign.as_scores(turned, *how).cam.shape[1:] == CAM.shape[1:]
 
 
 @pytest.mark.parametrize("form", ["irn", "puzzlecam", "seam"])

@@ -1,5 +1,6 @@
 """tools/own: labels in every form to those of a data root; wrong forms end in one line."""
 
+import json
 from pathlib import Path
 
 from core.errors import InputError
@@ -102,6 +103,27 @@ def test_columns_beside_marks_that_are_no_classes(folder: Path, tmp_path: Path) 
     rows = "a.jpg,train,0.5,1,0\nb.jpg,train,7,1,1\nc.png,val,7,0,1\nd.jpg,val,7,0,0\n"
     table = write(tmp_path / "labels.csv", f"file,split,weight,cat,dog\n{rows}")
     assert labels_of(make(folder, "--labels", table)) == CAT_DOG
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file,cat,dog,note\na.jpg,1,0,note\nb.jpg,1,1,blurred\nc.png,0,1,far\nd.jpg,0,0,dark\n",
+        "file,label,source\na.jpg,cat,source\nb.jpg,cat dog,web\nc.png,dog,web\nd.jpg,,web\n",
+        "file,label\na.jpg,cat\nb.jpg,cat dog\nfile,label\nc.png,dog\nd.jpg,\n",
+    ],
+)
+def test_a_header_whose_words_stand_below_too(folder: Path, tmp_path: Path, text: str) -> None:
+    assert labels_of(make(folder, "--labels", write(tmp_path / "labels.csv", text))) == CAT_DOG
+
+
+def test_a_part_of_a_coco_file(folder: Path, tmp_path: Path) -> None:
+    """The annotations of all, one image listed twice."""
+    one = {"id": 1, "file_name": "a.jpg"}
+    whole = {"categories": [{"id": 1, "name": "cat"}], "images": [one, one]}
+    whole["annotations"] = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 2, 2]} for i in (1, 9)]
+    data = make(folder, "--labels", write(tmp_path / "x.json", json.dumps(whole)))
+    assert labels_of(data) == {"a": {"cat"}}
 
 
 def test_names_of_two_words_between_tabs(folder: Path, tmp_path: Path) -> None:
@@ -245,7 +267,7 @@ COCO_WITHOUT = """
 {"images": [], "annotations": [{"category_id": 3}], "categories": [{"id": 1, "name": "cat"}]}
 """
 COCO_LOST = COCO_WITHOUT.replace("3", '1, "image_id": 7')
-COCO_IMAGES = COCO_LOST.replace("[]", '[{"id": 7}, {"id": 7}]')
+COCO_IMAGES = COCO_LOST.replace("[]", '[{"id": 7}, {"id": 7, "file_name": "a.jpg"}]')
 COCO_CLASSES = COCO_LOST.replace("}]}", '}, {"id": 1, "name": "dog"}]}')
 WRONG = {
     "x.csv": {

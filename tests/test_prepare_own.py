@@ -197,6 +197,8 @@ def test_no_class_among_the_classes(folder: Path, tmp_path: Path, names: str) ->
         make(folder, "--masks", masks)
     write(classes, "background\ncat\ndog\nvoid\nunlabeled\n")
     assert make(folder, "--masks", masks).classes == ["cat", "dog"]
+    write(classes, "__ignore__\n_background_\ncat\ndog\n")  # labelme's, from -1
+    assert make(folder, "--masks", masks, "--overwrite").classes == ["cat", "dog"]
 
 
 def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, capsys) -> None:
@@ -314,7 +316,7 @@ def test_wrong_folders(folder: Path, tmp_path: Path) -> None:
     refused("train are lists, not classes; give them one by one: .*lists/train", tmp_path / "lists")
     refused(r"no pictures in it \(.jpg", tmp_path / "nothing")
     refused("no such folder", tmp_path / "absent")
-    refused("/: a mount point cannot be replaced; give a folder in it", folder, "--out", "/")
+    refused("/ holds other files than this tool makes", folder, "--out", "/")
     refused("YOLO", folder, "--labels", tmp_path / "yolo")
     refused("no such file or folder", folder, "--labels", tmp_path / "absent.csv")
     refused("no mask has the name of a picture", folder, "--masks", tmp_path / "nothing")

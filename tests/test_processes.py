@@ -54,9 +54,9 @@ LOST = {
     ),
     "compiler": (
         type("E", (RuntimeError,), {"__module__": "torch._inductor.exc"})(
-            "No working C++ compiler"
+            "backend='inductor' raised:\nno working C++ compiler"
         ),
-        "--compile: No working C.. compiler; mend that, or leave --compile out",
+        "--compile: backend=.inductor. raised: no working C.. compiler; mend that, or leave",
     ),
     "CPU": (RuntimeError(CPU_TEXT), r"out of memory \(3000 MiB more wanted\); give"),
     "Windows": (RuntimeError("DefaultCPUAllocator: not enough memory"), "out of memory; give"),

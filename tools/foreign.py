@@ -17,7 +17,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from core.data.images import open_checked
+from core.data.images import open_checked, orientation
 from core.data.scores import Scores, sample, strided_size, upsample
 from core.errors import InputError
 
@@ -146,8 +146,20 @@ def _grey(path: Path) -> np.ndarray:
     return colours[..., 0].astype(np.float32) / 255
 
 
+def _is_turned(picture: Path) -> bool:
+    """Whether EXIF exchanges the sides of a picture."""
+    with open_checked(picture) as image:
+        return orientation(image) > 4
+
+
 def as_scores(
-    value: Any, path: Path, labels: list[int], n_classes: int, size: tuple[int, int], which: str
+    value: Any,
+    path: Path,
+    labels: list[int],
+    n_classes: int,
+    size: tuple[int, int],
+    which: str,
+    picture: Path | None = None,
 ) -> Scores:
     """Scores of an image of `size` (H, W) and image-level `labels` from what `load` gave.
 
@@ -155,7 +167,8 @@ def as_scores(
     restores (`scores.sample`); others are resized. Each map is divided by its maximum where that
     is above 1. Which: the entry of a dict to take, "" for the first of `MAPS` that is there.
 
-    Raises InputError for another form, classes that the image does not have, or NaN.
+    Raises InputError for another form, classes that the image does not have, NaN, or maps of the
+    image before the EXIF of its file, `picture`, turned it.
     """
     classes, maps = _form(value, path, labels, n_classes, which)
     if maps.ndim != 3 or len(maps) != len(classes):
@@ -169,7 +182,8 @@ def as_scores(
     if not maps.isfinite().all():
         raise InputError(f"{path}: holds NaN or inf; make it again")
     grid, shape, turned = strided_size(size), tuple(maps.shape[1:]), size[::-1]
-    if len(maps) and shape in (turned, strided_size(turned)) and shape not in (size, grid):
+    looks_turned = shape in (turned, strided_size(turned)) and shape not in (size, grid)
+    if len(maps) and looks_turned and picture is not None and _is_turned(picture):
         what = f"maps of shape {shape} for an image of {size} (height, width)"
         raise InputError(f"{path}: {what}; are they of the image before its EXIF turned it?")
     if len(maps) and shape == size:

@@ -59,8 +59,9 @@ def main(argv: list[str] | None = None) -> None:
         if run.finished:
             return
         for image_id in Bar(ids, "import_scores", unit="image"):
-            path, size = paths[image_id], images.image_size(data.image_path(image_id))
-            how = labels[image_id], len(data.classes), size, args.map
+            path, picture = paths[image_id], data.image_path(image_id)
+            size = images.image_size(picture)
+            how = labels[image_id], len(data.classes), size, args.map, picture
             scores = foreign.as_scores(foreign.load(path), path, *how)
             scores.save(args.out / f"{image_id}.npz")
         run.finish(images=len(ids), map=args.map or "imported")

@@ -256,13 +256,13 @@ def main(args: argparse.Namespace) -> None:
     names = ("train", "val", "size", "seed", "classes", "negatives", "background")
     settings = {name: getattr(args, name) for name in names}
     settings["design"], out = DESIGN, args.out.resolve()
-    check_folder(out)
-    partial, old = (out.with_name(f".{out.name}.shapes-{word}") for word in ("partial", "old"))
+    partial, old = (out.parent / f".{out.name}.shapes-{word}" for word in ("partial", "old"))
     if old.exists() and not out.exists():  # stopped between the two renames at the end
         old.rename(out)
     if made_before(out, settings, args.overwrite):
         print(f"{args.out}: already made with these settings")
         return
+    check_folder(out)
     # Made beside `out` and renamed at the end: what stands there is always whole.
     shutil.rmtree(partial, ignore_errors=True)
     write_data_set(partial, settings)

@@ -157,19 +157,26 @@ def print_report(record: dict[str, Any]) -> None:
         print(f"left out: {len(names)} as {names[0]}: {reason}")
 
 
-def read_classes(path: Path) -> tuple[list[str], bool]:
-    """The names in a list of classes, without the background; whether there is one."""
+def read_classes(path: Path, of_masks: bool) -> tuple[list[str], bool]:
+    """The names in a list of classes, without the background; whether there is one.
+
+    Of masks the place of a name is its label.
+    """
     lines = files.read_text(path, "list one class a line").splitlines()
     names = [tidy(line) for line in lines if line.strip()]
     others = {"background", *UNKNOWN}
     background = not names or NO_GROUND.fullmatch(names[0]) is None
+    if plain(" ".join(names[1:2])) == "background" and plain(names[0]) in UNKNOWN:
+        names.pop(0)  # labelme's __ignore__ is -1
     if names and (not background or plain(names[0]) in others):
         names.pop(0)  # of label 0
     while names and plain(names[-1]) in others:
         names.pop()
-    if within := [name for name in names if plain(name) in others]:
+    within = [name for name in names if plain(name) in others]
+    if within and of_masks:
         what = f"{within[0]!r} stands among the classes and counts as one of their labels"
         raise InputError(f"{path}: {what}; write its pixels as 255 and leave it out")
+    names = [name for name in names if name not in within]
     if not names or len(set(names)) < len(names):
         raise InputError(f"{path}: needs one class name a line, each once")
     return names, background
@@ -195,7 +202,7 @@ def gather(args: argparse.Namespace, out: Path) -> tuple[Found, list[str]]:
     given = args.classes or (masks / "classes.txt" if masks else None)
     names: list[str] = []
     if given and given.exists():
-        names, found.background = read_classes(given)
+        names, found.background = read_classes(given, masks is not None)
     if masks:
         find_masks(found, masks, args.pictures, out)
     if args.labels:
@@ -237,8 +244,7 @@ def get_args_parser() -> options.Parser:
 
 def main(args: argparse.Namespace) -> None:
     out = args.out.resolve()
-    files.check_folder(out)
-    partial, old = (out.with_name(f".{out.name}.own-{word}") for word in ("partial", "old"))
+    partial, old = (out.parent / f".{out.name}.own-{word}" for word in ("partial", "old"))
     if old.exists() and not out.exists():  # stopped between the two renames at the end
         old.rename(out)
     found, given = gather(args, out)
@@ -249,6 +255,7 @@ def main(args: argparse.Namespace) -> None:
     if made_before(out, made_of, args.overwrite):
         print(f"{args.out}: already made of these with these settings")
         return
+    files.check_folder(out)
     probe_all(found)
     nothing = NOTHING | set(map(plain, args.negatives))
     if args.masks:

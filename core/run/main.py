@@ -229,8 +229,6 @@ def explain(error: BaseException, options: set[str]) -> str | None:
     elif "no kernel image is available" in text:
         what = "this GPU is not one that the installed torch was built for"
         return f"{what}; install a build that is, or give --device cpu and start again"
-    elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"--compile: {first_line(error)}; mend that, or leave --compile out and start again"
     elif out_of_memory(error):
         gpu, wanted = ON_GPU.search(text), WANTED.search(text)
         what = f"out of {'GPU ' * bool(gpu)}memory"
@@ -239,6 +237,9 @@ def explain(error: BaseException, options: set[str]) -> str | None:
             size = f"{int(number) >> 20} MiB" if unit == "bytes" else f"{number} {unit}"
             what += f" ({size} more wanted)"
         savers = [name for name in SAVERS if not (gpu and name == "--workers")]
+    elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        why = " ".join(str(error).split())[:300]
+        return f"--compile: {why}; mend that, or leave --compile out and start again"
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         remedy = REMEDIES.get(error.errno or 0, "")

@@ -7,7 +7,7 @@ they are asked for.
 import json
 import re
 import urllib.parse
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -230,21 +230,24 @@ def _coco(value: dict, path: Path) -> tuple[list[Entry], list[str]]:
     if not isinstance(value.get("annotations"), list) or not value.get("categories"):
         what = "COCO's images without annotations and categories"
         raise InputError(f"{path}: {what}; export them with the annotations")
-    for key in ("images", "categories"):
-        ids = Counter(each["id"] for each in value[key])
-        if twice := [number for number, times in ids.items() if times > 1]:
-            raise InputError(f"{path}: two of {key!r} have the id {twice[0]!r}; {AGAIN}")
-    names = {each["id"]: str(each["name"]) for each in value["categories"]}
+    listed: dict[str, dict[int, dict]] = {"images": {}, "categories": {}}
+    for key, by_id in listed.items():
+        for each in value[key]:
+            if by_id.setdefault(each["id"], each) != each:
+                raise InputError(f"{path}: two of {key!r} have the id {each['id']!r}; {AGAIN}")
+    names = {number: str(each["name"]) for number, each in listed["categories"].items()}
     shapes = defaultdict(list)
     for each in value["annotations"]:
         if (number := each["category_id"]) not in names:
             raise InputError(f"{path}: category {number} is not among the categories; {AGAIN}")
         shapes[each["image_id"]].append(_coco_shape(names[number], each))
     entries = []
-    for image in value["images"]:
+    for image in listed["images"].values():
         size = (int(image["height"]), int(image["width"])) if image.get("width") else None
-        entries.append(Entry((str(image["file_name"]),), size, shapes[image["id"]]))
-    if lost := shapes.keys() - {image["id"] for image in value["images"]}:
+        entries.append(Entry((str(image["file_name"]),), size, shapes.get(image["id"], [])))
+    # A part of a data set may keep the annotations of the rest; ids of another type are none.
+    lost = shapes.keys() - listed["images"].keys()
+    if lost and (lost == shapes.keys() or {*map(str, lost)} & {*map(str, listed["images"])}):
         what = f"an annotation of image {min(lost, key=str)!r}, which it does not list"
         raise InputError(f"{path}: {what}; {AGAIN}")
     return entries, [names[number] for number in sorted(names)]

@@ -15,6 +15,7 @@ from core.errors import InputError
 
 ENDINGS = (".csv", ".tsv", ".txt")
 # The column that holds names of classes, by its header.
+FILE_HEADS = {"file", "filename", "file_name", "image", "image_id", "img", "id", "name", "path"}
 LABEL_HEADS = {"label", "labels", "class", "classes", "class_name", "tag", "tags", "category"}
 BITS = {"": False, "0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 # More of what people write into a column of a class.
@@ -101,9 +102,13 @@ class Table:
     def _is_head(self, rows: Rows, known: Callable[[str], bool]) -> bool:
         """Whether the first row names no picture, an absent one neither: no label is in it."""
         first = rows[0][self.file] if self.file < len(rows[0]) else ""
+        if known(first) or PICTURES.search(first):
+            return False
+        if first.casefold() in FILE_HEADS or LABEL_HEADS & {cell.casefold() for cell in rows[0]}:
+            return True
         below = {(i, cell) for row in rows if row != rows[0] for i, cell in enumerate(row)}
         named = ((i, cell) for i, cell in enumerate(rows[0]) if cell.casefold() not in MARKS)
-        return not (known(first) or PICTURES.search(first) or below & {*named})
+        return not below & {*named}
 
     def _column(self, i: int) -> list[str]:
         return [row[i] for row in self.rows]
