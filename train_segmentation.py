@@ -11,8 +11,9 @@ from pathlib import Path
 
 from core import recipe
 from core.data.datasets import DataRoot, TrainingViews
-from core.data.images import IGNORE
 from core.data.transforms import RandomView
+from core.errors import InputError
+from core.method import losses
 from core.method.networks import DeepLabV3Plus
 from core.run import artefacts, distributed, optimizer, options, precision, weights
 from core.run.main import run_main
@@ -21,7 +22,6 @@ from core.run.record import Run
 from core.run.training import Trainer
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,20 +34,20 @@ def get_args_parser() -> options.Parser:
     options.add_machine(p)
     words = "base rate; x2 biases, x10 new layers (with --weights none: all)"
     options.add_training(p, recipe.SEGMENTATION, words)
+    words = "objects' pixels weigh together as much as the background's (docs/results.md)"
+    p.add_argument("--balanced", action="store_true", help=words)
     return p
 
 
-def step(trainer: Trainer, batch: list[Tensor]) -> None:
+def step(trainer: Trainer, batch: list[Tensor], balanced: bool = False) -> None:
     """One update on a batch of `trainer.batches`: cross-entropy of the labelled pixels."""
-    # The mean is over the labelled pixels of the whole global batch.
-    valid = trainer.mean_count((batch[2] != IGNORE).sum())
+    # What the means of the loss are over, in the whole global batch.
+    pixels = trainer.mean_count(losses.count_pixels(batch[2], balanced))
     for images, labels in trainer.microbatches(batch):  # (n, 3, crop, crop), (n, crop, crop)
         with trainer.autocast():
-            logits = trainer.network(images).float()  # (n, C + 1, crop, crop)
-            # Summed apart: within, the sum on a GPU is of another order every time.
-            each = F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none")
-            loss = each.sum()
-        trainer.backward(loss / valid)
+            logits = trainer.network(images)  # (n, C + 1, crop, crop)
+            loss = losses.segmentation(logits, labels.long(), pixels, balanced)
+        trainer.backward(loss)
     trainer.update()
 
 
@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     data = DataRoot(args.data)
     ids = data.ids(args.split)
     plan = Plan.of(args, len(ids), device)
+    if args.balanced and not data.background:
+        raise InputError(f"--balanced: {args.data} has no background to balance; leave it out")
     precision.set_determinism(args.deterministic, device)
     start = weights.of(args)
     torch.manual_seed(args.seed)
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         view = RandomView(args.sides, args.crop)
         views = TrainingViews(data, ids, view, args.seed, label_folder=args.labels)
         for batch in trainer.batches(views):
-            step(trainer, batch)
+            step(trainer, batch, args.balanced)
         trainer.finish(data.classes)
         run.finish(steps=trainer.step, warnings=trainer.warnings())
 

@@ -10,6 +10,7 @@ from core.method.affinity import paths
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import golden
 
 
@@ -128,6 +129,25 @@ def test_affinity_gradient():
     edge = torch.tensor(rng.uniform(0.1, 0.9, (7, 8)), requires_grad=True)
     label = torch.tensor(rng.choice([0, 1, 255], (7, 8)))
     assert torch.autograd.gradcheck(lambda e: losses.affinity(e, label, 3), edge)
+
+
+def test_segmentation_is_a_mean_over_pixels_or_over_two_kinds():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, 5, 7, generator=generator)
+    labels = torch.randint(3, (4, 5, 7), generator=generator)
+    labels[0] = 255
+    labels[1] = 0
+    expected = F.cross_entropy(logits, labels, ignore_index=255)
+    torch.testing.assert_close(losses.segmentation(logits, labels), expected)
+    of = [F.cross_entropy(logits, labels.where(kind, -1), ignore_index=-1)
+          for kind in (labels == 0, (labels > 0) & (labels < 255))]  # fmt: skip
+    balanced = losses.segmentation(logits, labels, balanced=True)
+    torch.testing.assert_close(balanced, sum(of) / 2)
+    counts = losses.count_pixels(labels, True) / 4  # as of one of four microbatches
+    parts = [losses.segmentation(logits[i : i + 1], labels[i : i + 1], counts, True) / 4
+             for i in range(4)]  # fmt: skip
+    torch.testing.assert_close(sum(parts), balanced)
+    assert losses.segmentation(logits, torch.full_like(labels, 255), balanced=True) == 0
 
 
 def test_float32_under_autocast():

@@ -59,6 +59,12 @@ def test_a_pixel_is_the_best_of_its_images_classes(patches, tmp_path):
     assert "threshold" in json.loads((tmp_path / "a/run.json").read_text())["settings"]
 
 
+def test_there_is_nothing_to_balance(patches, tmp_path):
+    command = ["--data", patches / "data", "--split", "train", "--labels", patches / "pseudo"]
+    with pytest.raises(InputError, match=r"--balanced: .* has no background to balance"):
+        run_stage(train_segmentation.main, *command, *SMALL, "--out", tmp_path, "--balanced")
+
+
 def score(patches, out, *what) -> dict:
     command = ["--data", patches / "data", "--device", "cpu", "--json", out, *what]
     run_stage(evaluate.main, *command)

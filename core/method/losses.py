@@ -1,4 +1,4 @@
-"""The losses of Puzzle-CAM (arXiv 2101.11253, "Loss design") and of the affinity network.
+"""The losses of Puzzle-CAM (arXiv 2101.11253, "Loss design"), of boundaries, of segmentation.
 
 All are computed in float32 or wider, under autocast too: bfloat16 has 8 bits, and a mean over
 thousands of pixels or a logarithm near 0 needs more.
@@ -141,6 +141,34 @@ def affinity(
 def count_pairs(label: Tensor, radius: int = AFFINITY.radius) -> Tensor:
     """How many pairs the three means of `affinity` are over: int64 (3,) bgpos, fgpos, neg."""
     return _sizes(_pair_sets(label, radius))
+
+
+def segmentation(
+    logits: Tensor, labels: Tensor, counts: Tensor | None = None, balanced: bool = False
+) -> Tensor:
+    """Cross-entropy of logits (N, C, H, W) and labels (N, H, W), 0 = background, 255 = ignore.
+
+    The mean over the labelled pixels; balanced, which is not the paper's, the mean of that over the
+    objects' pixels and that over the background's (docs/results.md). `counts`, of `count_pixels`
+    and not 0, replaces the numbers of pixels that the sums are divided by, for a microbatch.
+    """
+    if counts is None:
+        counts = count_pixels(labels, balanced).clamp(min=1)
+    # Summed apart: within, the sum on a GPU is of another order every time.
+    each = F.cross_entropy(_wide(logits), labels, ignore_index=IGNORE, reduction="none")
+    parts = _pixel_sets(labels, balanced)
+    return torch.stack([torch.where(part, each, 0).sum() for part in parts]).div(counts).mean()
+
+
+def count_pixels(labels: Tensor, balanced: bool = False) -> Tensor:
+    """How many pixels each mean of `segmentation` is over: int64 (1,), or (2,) balanced."""
+    return _sizes(_pixel_sets(labels, balanced))
+
+
+def _pixel_sets(labels: Tensor, balanced: bool) -> tuple[Tensor, ...]:
+    """Masks of the labelled pixels, or of the objects' and the background's."""
+    valid = labels != IGNORE
+    return (valid & (labels > 0), labels == 0) if balanced else (valid,)
 
 
 def _sizes(sets: tuple[Tensor, ...]) -> Tensor:
