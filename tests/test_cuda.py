@@ -49,6 +49,7 @@ MAPS, CLASSES = random(2, 5, 8, 8), (random(2, 5) > 0.5).float()
 WALKED = random(2, 12, 15).double()
 IMAGE = (255 * random(20, 30, 3)).byte().numpy()
 PROBABILITIES = random(3, 20, 30).softmax(0)
+MASKS = MAPS.argmax(1)
 
 TRAINING = {
     "classification": (lambda x, y: losses.classification(x.mean((2, 3)), y), MAPS, CLASSES),
@@ -67,6 +68,12 @@ TRAINING = {
         lambda x, y: losses.affinity(x, y, 5, losses.count_pairs(y, 5)),
         EDGE,
         LABEL,
+    ),
+    "segmentation loss": (losses.segmentation, MAPS, MASKS),
+    "segmentation loss, balanced": (
+        lambda x, y: losses.segmentation(x, y, losses.count_pixels(y, True), True),
+        MAPS,
+        MASKS,
     ),
     "affinities": (lambda x: affinity.affinity(x, 4).square().mean(), EDGE),
 }
@@ -140,6 +147,16 @@ REFINEMENTS: dict[str, tuple[Callable, object]] = {
     "probabilities": (crf.DenseCRF.refine_probabilities, PROBABILITIES),
     "most probable": (crf.DenseCRF.most_probable, PROBABILITIES),
 }
+
+
+def test_the_crf_leaves_the_same_labels_out(log):
+    logits = random(30, 20, 30)
+    logits[6:] -= 9
+    probs = logits.softmax(0)
+    here, there = (crf.DenseCRF(IMAGE, 80, 13, device=where) for where in ("cpu", CUDA))
+    expected = here.refine_probabilities(probs, 2, 0.1)
+    assert 0 < (expected == 0).all((1, 2)).sum() < 30
+    np.testing.assert_allclose(there.refine_probabilities(probs, 2, 0.1), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", REFINEMENTS)

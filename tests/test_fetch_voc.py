@@ -276,6 +276,18 @@ def test_aug_zips_that_cannot_be_unpacked(place, capsys, at, value, message):
     assert f"aug.zip/{SBD_ONLY}.png: cannot be unpacked (" in said and message in said
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_aug_zips_of_other_kinds_that_are_damaged(place, capsys, kind):
+    write_devkit(place / "VOCdevkit/VOC2012")
+    with zipfile.ZipFile("aug.zip", "w", kind) as archive:
+        archive.writestr(f"{SBD_ONLY}.png", png(picture_mask(1, 13), "grey"))
+    data = bytearray(Path("aug.zip").read_bytes())
+    data[55:75] = bytes(20)
+    Path("aug.zip").write_bytes(data)
+    fetch_voc.main(["--aug", "aug.zip"])
+    assert f"aug.zip/{SBD_ONLY}.png: cannot be unpacked (" in capsys.readouterr().err
+
+
 def test_deeplab_lists(place):
     root = write_devkit(place / "VOCdevkit/VOC2012")
     pairs = (f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png" for i in (TRAIN, SBD_ONLY))

@@ -1,6 +1,7 @@
 """VOC in the forms that others keep: masks as a zip or a folder, in colours; parquet files."""
 
 import io
+import lzma
 import warnings
 import zipfile
 import zlib
@@ -18,6 +19,8 @@ from tools import prepare_voc
 import numpy as np
 from PIL import Image
 
+# What zipfile raises for damaged, encrypted or oddly packed files.
+UNPACKING = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError)
 MAX_BYTES = 64 << 20  # of one picture in an archive or a parquet file
 N_LABELS = len(VOC_CLASSES) + 1
 COLOURS = {tuple(images.VOC_COLOURS[i].tolist()): i for i in (*range(N_LABELS), images.IGNORE)}
@@ -89,7 +92,7 @@ def _unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     """A file of a zip. Raises InputError for one that is damaged, encrypted, oddly packed."""
     try:
         return archive.read(info)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+    except UNPACKING as error:
         why = "encrypted" if info.flag_bits & 1 else first_line(error)
         what = f"{archive.filename}/{info.filename}: cannot be unpacked ({why})"
         raise InputError(f"{what}; pack it anew, or get it again") from None
