@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 from core.data.datasets import DataRoot
@@ -38,6 +39,18 @@ def _outside_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests never start in the middle of somebody's job of several processes."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LAST_WORDS"):
         monkeypatch.delenv(name, raising=False)
+
+
+def fake_python(folder: Path, text: str = 'printf "%s\\n" "$@"') -> dict[str, str]:
+    """A `python` of these lines of bash, by default one that says its arguments, one a line.
+
+    Returns the environment in which scripts start it. `VIRTUAL_ENV` is among it: without an
+    active environment a script takes ./.venv of the repository, if there, before PATH.
+    """
+    folder.mkdir(exist_ok=True)
+    (folder / "python").write_text(f"#!/bin/bash\n{text}\n")
+    (folder / "python").chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
 
 
 def golden(name: str) -> dict[str, np.ndarray]:

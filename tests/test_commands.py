@@ -14,7 +14,7 @@ from core import steps
 from core.data.datasets import DataRoot
 
 import pytest
-from conftest import REPO, write_data_root
+from conftest import REPO, fake_python, write_data_root
 
 PYTHON = sorted([*REPO.glob("*.py"), *REPO.glob("tools/*.py")])
 SCRIPTS = [p for p in PYTHON if p.read_text().startswith("#!")]
@@ -114,11 +114,9 @@ def test_smoke_runs_every_stage_small_on_a_few_of_the_users_images(tmp_path):
     """With a `python` that notes its arguments, one a line; the data root stays as it is."""
     data = write_data_root(tmp_path / "my data", n_train=30)
     before = sorted(data.rglob("*"))
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python").write_text('#!/bin/bash\nprintf "%s\\n" "$@" END\n')
-    (tmp_path / "bin/python").chmod(0o755)
-    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SMOKE": "1", "DATA": str(data)}
-    env |= {"RUNS": str(tmp_path / "runs"), "SPLIT": "train", "WEIGHTS": "a file.pth"}
+    env = fake_python(tmp_path / "bin", 'printf "%s\\n" "$@" END')
+    env |= {"SMOKE": "1", "DATA": str(data), "RUNS": str(tmp_path / "runs"), "SPLIT": "train"}
+    env["WEIGHTS"] = "a file.pth"
     command = ["bash", str(REPO / "scripts/pipeline.sh")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     small = tmp_path / "runs/smoke/data"
@@ -151,11 +149,8 @@ def test_smoke_runs_every_stage_small_on_a_few_of_the_users_images(tmp_path):
 )
 def test_what_a_numbered_script_makes_elsewhere_is_scored_there(tmp_path, script, made, figures):
     data = write_data_root(tmp_path / "data")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python").write_text('#!/bin/bash\nprintf "%s\\n" "$@" END\n')
-    (tmp_path / "bin/python").chmod(0o755)
-    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "DATA": str(data)}
-    env |= {"RUNS": str(tmp_path / "runs"), "SPLIT": "train"}
+    env = fake_python(tmp_path / "bin", 'printf "%s\\n" "$@" END')
+    env |= {"DATA": str(data), "RUNS": str(tmp_path / "runs"), "SPLIT": "train"}
 
     def scored(*more: str) -> tuple[Path, Path]:
         command = ["bash", str(REPO / f"scripts/{script}.sh"), *more]
@@ -183,9 +178,7 @@ def test_scripts_without_options_refuse_them(script):
 
 @pytest.mark.parametrize("number", ["4_train_affinity", "7_train_segmentation"])
 def test_without_weights_later_trainings_start_from_the_classifier(tmp_path, number):
-    (tmp_path / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "python").chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUNS": "a b", "SMOKE": "0"}
+    env = fake_python(tmp_path) | {"RUNS": "a b", "SMOKE": "0"}
     for weights, expected in (("none", "a b/classification/model.pt"), ("imagenet", "imagenet")):
         command, given = ["bash", str(REPO / f"scripts/{number}.sh")], env | {"WEIGHTS": weights}
         words = subprocess.check_output(command, env=given, text=True).splitlines()

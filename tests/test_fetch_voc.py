@@ -17,7 +17,7 @@ from tools import fetch_voc, prepare_voc, voc_forms
 
 import numpy as np
 import pytest
-from conftest import REPO
+from conftest import REPO, fake_python
 from loopback import Server, serving
 from PIL import Image
 from test_prepare_voc import LABELS, SBD_ONLY, TRAIN, VAL, picture_mask, write_mat
@@ -115,9 +115,7 @@ def test_one_command(published, place):
 
 
 def test_script_passes_its_options_on(tmp_path):
-    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "python").chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DATA": "d", "SBD": "s"}
+    environment = os.environ | fake_python(tmp_path) | {"DATA": "d", "SBD": "s"}
     command = ["bash", REPO / "scripts/0_prepare_data.sh", "--download", "--sbd", "--mirror", "u"]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     wanted = "tools/fetch_voc.py --voc d --sbd-folder s --download --sbd --mirror u"

@@ -15,7 +15,7 @@ from core.errors import InputError
 from core.run import launch
 
 import pytest
-from conftest import REPO, SMALL
+from conftest import REPO, SMALL, fake_python
 from faults.stages import row, said, stamp, wait_for_start, wait_gone
 
 AGAIN = "the same command goes on from here"
@@ -204,10 +204,10 @@ def test_two_jobs_side_by_side(tmp_path):
     pids=()
     for s in "$@"; do stage "$s" 2>"${s%/*}/err" & pids+=($!); done
     for pid in "${pids[@]}"; do wait "$pid"; echo $?; done"""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    python = fake_python(tmp_path / "bin", f'exec "{sys.executable}" "$@"')
     result = subprocess.run(
         ["bash", "-c", command, "bash", *map(str, stages)], cwd=REPO, text=True,
-        env=os.environ | {"GPUS": "2", "PATH": path}, stdout=subprocess.PIPE,
+        env=os.environ | python | {"GPUS": "2"}, stdout=subprocess.PIPE,
     )  # fmt: skip
     one, two = (said((tmp_path / name / "err").read_text()) for name in ("one", "two"))
     assert result.stdout.split() == ["0", "1"], (one, two)

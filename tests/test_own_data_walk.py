@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPO, write_data_root
+from conftest import REPO, fake_python, write_data_root
 from PIL import Image
 
 SMALL = "--epochs 1 --batch-size 4 --crop 64 --sides 48 96"
@@ -37,8 +37,8 @@ def commands() -> list[str]:
 
 
 @pytest.fixture
-def house(tmp_path) -> Path:
-    """The repository as a reader has it, where stages are small; pictures in the home folder."""
+def house(tmp_path) -> tuple[Path, dict[str, str]]:
+    """The repository as a reader has it, pictures in the home folder; what makes stages small."""
     for entry in REPO.iterdir():
         if entry.name not in ("runs", "my") and entry.name[0] != ".":
             (tmp_path / "repo" / entry.name).parent.mkdir(exist_ok=True)
@@ -51,21 +51,16 @@ def house(tmp_path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{image_id}.jpg").write_bytes((data / f"JPEGImages/{image_id}.jpg").read_bytes())
     cases = "".join(f'{name}) set -- "$@" {more};;\n' for name, more in MORE.items())
-    (tmp_path / "bin").mkdir()
-    python = f'#!/bin/bash\ncase $1 in\n{cases}esac\nexec "{sys.executable}" "$@"\n'
-    (tmp_path / "bin/python").write_text(python)
-    (tmp_path / "bin/python").chmod(0o755)
-    return tmp_path
+    python = f'case $1 in\n{cases}esac\nexec "{sys.executable}" "$@"'
+    return tmp_path, fake_python(tmp_path / "bin", python)
 
 
 def test_its_commands_lead_from_pictures_to_a_segmentation(house):
+    house, small = house
     lines = [line for line in commands() if not any(each in line for each in LEFT_OUT)]
     assert len(lines) < len(commands())
     done, repo = [], house / "repo"
-    env = os.environ | {
-        "HOME": str(house / "home"),
-        "PATH": f"{house / 'bin'}:{os.environ['PATH']}",
-    }
+    env = os.environ | small | {"HOME": str(house / "home")}
     env |= {"BACKBONE": "resnet18", "WEIGHTS": "none", "CUDA_VISIBLE_DEVICES": ""}
     exported = ""
     for line in lines:

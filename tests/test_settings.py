@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+from conftest import REPO, fake_python
 
 STAGES = {
     "1_train_classification": ["--lr 0.05", "--sides 400 800", "--crop 640"],
@@ -20,15 +20,12 @@ STAGES = {
 @pytest.fixture
 def command(tmp_path):
     """Run a numbered script with a `python` that says its arguments; returns those."""
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    python.chmod(0o755)
+    env = os.environ | fake_python(tmp_path)
 
     def run(script: str, *more: str, **settings: str) -> list[str]:
-        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
         command = ["bash", f"scripts/{script}.sh", *more]
         return subprocess.run(
-            command, cwd=REPO, env=os.environ | path | settings, check=True, text=True,
+            command, cwd=REPO, env=env | settings, check=True, text=True,
             capture_output=True,
         ).stdout.splitlines()  # fmt: skip
 

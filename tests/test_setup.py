@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPO
+from conftest import REPO, fake_python
 
 
 @pytest.fixture
@@ -20,11 +20,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def setup(folder: Path, path: str) -> subprocess.CompletedProcess[str]:
-    """`setup requirements.txt` in the folder, with no environment active."""
-    active = {"VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH"}
-    env = {k: v for k, v in os.environ.items() if k not in active} | {"PATH": path}
-    command = ["bash", "-ec", "source scripts/setup.sh; setup requirements.txt"]
+def setup(
+    folder: Path, path: str, then: str = "setup requirements.txt", **active: str
+) -> subprocess.CompletedProcess[str]:
+    """What a script in the folder does next, with no environment active but the given one."""
+    unset = {"VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH"}
+    env = {k: v for k, v in os.environ.items() if k not in unset} | {"PATH": path} | active
+    command = ["bash", "-ec", f"source scripts/setup.sh; {then}"]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
@@ -45,3 +47,12 @@ def test_without_uv_one_line_says_what_is_missing(folder: Path) -> None:
         assert run.returncode == 1
         (line,) = run.stderr.splitlines()
         assert line.startswith("error: requirements.txt: the environment has no pip")
+
+
+@pytest.mark.parametrize("active", ["", "VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_an_active_environment_goes_before_the_folders(folder: Path, active: str) -> None:
+    env = fake_python(folder / "bin")
+    given = {active: sys.prefix} if active else {}
+    run = setup(folder, env["PATH"], "command -v python", **given)
+    wanted = folder / ("bin/python" if active else ".venv/bin/python")
+    assert run.stdout == f"{wanted}\n"

@@ -8,9 +8,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from conftest import REPO
+from conftest import REPO, fake_python
 
-STAGE = """#!/bin/bash
+STAGE = """\
 trap 'sleep 1; echo kept >>"$NOTES"; exit 138' USR1
 echo "$1" >>"$NOTES"
 [ -e "$NOTES.again" ] && exit 0
@@ -21,11 +21,9 @@ while true; do sleep 0.1; done
 def start(tmp_path: Path) -> tuple[subprocess.Popen, Path]:
     """The job, with a `python` that works until it is stopped and an `scontrol` that notes."""
     notes = tmp_path / "notes"
-    (tmp_path / "bin").mkdir(exist_ok=True)
-    for name, text in (("python", STAGE), ("scontrol", '#!/bin/bash\necho "$@" >>"$NOTES"\n')):
-        (tmp_path / "bin" / name).write_text(text)
-        (tmp_path / "bin" / name).chmod(0o755)
-    env = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "NOTES": str(notes)}
+    env = os.environ | fake_python(tmp_path / "bin", STAGE) | {"NOTES": str(notes)}
+    (tmp_path / "bin/scontrol").write_text('#!/bin/bash\necho "$@" >>"$NOTES"\n')
+    (tmp_path / "bin/scontrol").chmod(0o755)
     env |= {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(REPO), "DATA": str(tmp_path / "no data")}
     script = str(REPO / "scripts/pipeline.sbatch")
     return subprocess.Popen(["bash", script], env=env, stderr=subprocess.DEVNULL), notes

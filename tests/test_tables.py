@@ -19,7 +19,7 @@ from core.steps import Step
 from tools import tables
 
 import pytest
-from conftest import REPO, write_data_root
+from conftest import REPO, fake_python, write_data_root
 
 # Stands for every script: notes its command; fails where the environment says so.
 FAKE = """#!/usr/bin/env python
@@ -289,12 +289,8 @@ def test_interruption_ends_the_stage(script: Callable[[str], Path], number: int)
 
 def test_shell_scripts_pass_the_environment_on(tmp_path: Path) -> None:
     """With a `python` that notes its arguments, one a line; nothing is installed."""
-    (tmp_path / "bin").mkdir()
-    fake = 'case $1 in -c) echo "$PREFIX";; -m) cat >/dev/null;; *) printf "%s\\n" "$@";; esac\n'
-    (tmp_path / "bin" / "python").write_text("#!/bin/bash\n" + fake)
-    (tmp_path / "bin" / "python").chmod(0o755)
-    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    base = {"PATH": path, "PREFIX": str(tmp_path), "VIRTUAL_ENV": "here"}
+    fake = 'case $1 in -c) echo "$PREFIX";; -m) cat >/dev/null;; *) printf "%s\\n" "$@";; esac'
+    base = fake_python(tmp_path / "bin", fake) | {"PREFIX": str(tmp_path)}
     given = {"DATA": "my data", "RUNS": "my runs", "SEEDS": "0 1", "GPUS": "2", "TEST": "1"}
     given |= {"BACKBONES": "resnet18 resnet50"}
     for number, name in ((1, "losses"), (2, "pseudo_labels"), (3, "segmentation")):
@@ -317,9 +313,7 @@ def test_shell_scripts_pass_the_environment_on(tmp_path: Path) -> None:
 
 def test_photographs_are_prepared_once_and_run_with_one_recipe(tmp_path: Path) -> None:
     """scripts/real_small.sh, with a `python` that notes its arguments, one a line."""
-    (tmp_path / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    (tmp_path / "python").chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SEEDS": "0 1", "WEIGHTS": "my weights.pth"}
+    env = fake_python(tmp_path) | {"SEEDS": "0 1", "WEIGHTS": "my weights.pth"}
     data = tmp_path / "my data"
 
     def run() -> tuple[list[str], list[list[str]]]:
