@@ -10,7 +10,7 @@ AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 
 def amp_type(choice: str, device: torch.device) -> str:
-    """Resolve --amp: "auto" is bf16 where the hardware multiplies it fast, "off" elsewhere."""
+    """Resolve --amp: "auto" is bf16 where that is fast, fp16 on older GPUs, off on other CPUs."""
     if choice != "auto":
         return choice
     if device.type == "cuda":
