@@ -104,7 +104,7 @@ class FromPixels(nn.Module):
 
 def get_args_parser() -> options.Parser:
     p = options.Parser(__doc__)
-    p.add_argument("checkpoint", type=Path, help="model.pt of a stage, or its directory")
+    p.add_argument("checkpoint", type=options.model, help="model.pt of a stage, or its directory")
     p.add_argument("--out", type=Path, required=True, help="new folder")
     return p
 
@@ -189,8 +189,6 @@ def describe_training(record: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     onnxruntime, safetensors = import_extras()
-    if args.checkpoint.is_dir():
-        args.checkpoint /= artefacts.HOLDS["model"]
     if args.out.exists():
         raise InputError(f"{args.out}: exists already; choose a new folder")
     artefacts.read_model(args.checkpoint)
