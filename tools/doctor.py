@@ -68,7 +68,7 @@ def check_memory(args: argparse.Namespace) -> Findings:
 
     import torch
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = budget.device()
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if count < args.gpus:
@@ -102,11 +102,9 @@ def check_memory(args: argparse.Namespace) -> Findings:
 def check_time(args: argparse.Namespace) -> Findings:
     from core.run import precision
     from core.run.messages import duration
-    from tools import timing
+    from tools import budget, timing
 
-    import torch
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = budget.device()
     try:
         rates = timing.measure(device, precision.amp_type(args.amp, device), CORES)
     except RuntimeError as error:
