@@ -17,10 +17,10 @@ from core.data import datasets, images
 from core.errors import InputError
 from core.progress import Bar
 from core.run import parallel
+from tools import prepare_voc
 
 import numpy as np
 
-LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
 SMALL, FEW = 64, 30  # pixels of a shorter side, and images of a class, that are worth a word
 Finding = tuple[str, str, str, str]  # level, what, what was found, what to do unless ok
 
@@ -210,7 +210,7 @@ def check_lists(data: datasets.DataRoot, split: str) -> Iterator[Finding]:
             yield "warn", "list", str(error), "no stage reads it"
             continue
         found, level = f"{name} has {len(listed)} ids", "ok"
-        published = (LISTS / f"{name}.txt").read_text().split() if is_voc else listed
+        published = (prepare_voc.LISTS / f"{name}.txt").read_text().split() if is_voc else listed
         if set(listed) != set(published):
             found, level = f"{found}, VOC's {len(published)}", "warn"
         yield level, "list", found, "figures will not compare with published ones"

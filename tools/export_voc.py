@@ -26,16 +26,15 @@ from core.errors import InputError
 from core.progress import Bar
 from core.run import options
 from core.run.main import run_main
+from tools import prepare_voc
 
 import numpy as np
 from PIL import Image
 
-LISTS = Path(__file__).resolve().parent.parent / "data"  # the published lists
-
 
 def split_ids(split: str, data: DataRoot | None) -> list[str]:
     """The ids the server expects: the published list of the split, else the data root's."""
-    path = LISTS / f"{split}.txt"
+    path = prepare_voc.LISTS / f"{split}.txt"
     if data is None or path.exists():
         return files.read_text(path, "give --data with a list of that name").split()
     return data.ids(split)
