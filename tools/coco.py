@@ -4,14 +4,13 @@ Another tool that takes COCO JSON exports can read them with this.
 """
 
 import hashlib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from core import files
 from core.data import images
-from core.data.datasets import check_name
+from core.data.datasets import NO_CLASS, NO_GROUND, check_name
 from core.errors import InputError
 from tools.own import regions
 
@@ -19,8 +18,6 @@ import numpy as np
 
 RULE = "smallest object on top, by the annotations' area; crowds as their class; no pixel ignored"
 REMEDY = "give COCO's instances_*.json"
-# What DataRoot takes for no class's name.
-NO_CLASS = re.compile(r"[_\- ]*(background(\s*:\s*none)?|ignore|void|unlabeled)[_\- ]*", re.I)
 MAX_BYTES = 4 << 30  # instances_train2014.json has 0.33 GB
 
 
@@ -70,7 +67,7 @@ def read_annotations(path: Path, segmentations: bool) -> Annotations:
         name = entry["name"].strip()  # as lines of classes.txt are
         if entry["id"] in categories or name in categories.values():
             raise InputError(f"{path}: category {name!r} or its id is there twice")
-        if NO_CLASS.fullmatch(name):
+        if NO_CLASS.fullmatch(name) or NO_GROUND.fullmatch(name):
             what = "0 is always the background and 255 ignored"
             raise InputError(f"{path}: leave category {name!r} out; of the labels {what}")
         categories[entry["id"]] = check_name(name, path, "class")

@@ -34,6 +34,8 @@ VOC_CLASSES = (  # noqa: SIM905 - reads better than twenty quoted words
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
     "person pottedplant sheep sofa train tvmonitor"
 ).split()
+# Names of 0 and 255 in other data sets, which no class may have.
+NO_CLASS = re.compile(r"[_\- ]*(background|ignore|void|unlabeled)[_\- ]*", re.IGNORECASE)
 NO_GROUND = re.compile(r"background\s*:\s*none", re.IGNORECASE)  # first line of a classes.txt
 # A line of DeepLab's lists: `/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png`.
 PAIR = re.compile(
@@ -78,7 +80,7 @@ class DataRoot:
             if not 1 <= len(self.classes) <= 254 or len(set(self.classes)) < len(self.classes):
                 raise InputError(f"{path}: needs 1 to 254 class names, each once")
             for name in self.classes:
-                if name.strip("_- ").casefold() in ("background", "ignore", "void", "unlabeled"):
+                if NO_CLASS.fullmatch(name):
                     what = "0 is always the background and 255 ignored"
                     raise InputError(f"{path}: leave {name!r} out; of the labels {what}")
 
