@@ -43,7 +43,7 @@ def an_object(rng: np.random.Generator, category: int, kind: int) -> dict[str, A
 
 
 def thirty() -> Objects:
-    """One to four objects an image; person, as in COCO, in most, and every class somewhere."""
+    """One to four objects an image; person, as in COCO, in most, and the last classes."""
     rng = np.random.default_rng(7)
     found: Objects = {}
     place = 0
@@ -52,7 +52,7 @@ def thirty() -> Objects:
             name, wanted = f"{split}{i}", int(rng.integers(1, 5))
             found[name] = []
             for kind in range(0 if name in WITHOUT else wanted):
-                category = 1 if kind == 1 else [*CATEGORIES][place % 80]
+                category = 1 if kind == 1 else [*CATEGORIES][-1 - place]
                 found[name].append(an_object(rng, category, (kind + i) % 4))
                 place += kind != 1
     return found
@@ -83,7 +83,7 @@ def test_masks_are_pycocotools_decoding(runs: Path) -> None:
             label = images.read_label(data.mask_path(name), data.n_labels, SIZE)
             np.testing.assert_array_equal(label, expected)
             found |= set(np.unique(label).tolist())
-    assert len(found) > 40 and {0, 1, 80} & found >= {0, 1}
+    assert len(found) > 40 and found >= {0, 1, 80}
 
 
 def test_every_stage_knows_81_labels_and_the_negatives(runs: Path) -> None:
