@@ -310,7 +310,7 @@ def test_labels_of_another_kind_are_noted(inputs, tmp_path, capsys):
             assert capsys.readouterr().err.count(f"; usual are labels of {usual}") == count
 
 
-def test_labels_of_two_kinds_of_run(inputs):
+def test_labels_of_images_that_their_run_does_not_list(inputs):
     """A run tells by its list of files which images it is of."""
     with pytest.raises(InputError, match="made of other images: 'val0' is not among them"):
         artefacts.read(inputs / "pseudo", "labels", None, ["val0"])
