@@ -16,6 +16,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.statuses: list[int] = []  # errors of the next answers
         self.knows_ranges = True
         self.asked: list[str] = []  # the Range of each request
+        self.paths: list[str] = []  # and its path
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -23,6 +24,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range", "")
         server.asked.append(asked)
+        server.paths.append(self.path)
         data = server.files.get(self.path.rsplit("/", 1)[-1])
         status = server.statuses.pop(0) if server.statuses else 200 if data is not None else 404
         start = 0

@@ -123,13 +123,14 @@ def test_script_passes_its_options_on(tmp_path):
 
 
 def test_mirror_comes_first_and_the_original_after_it(published, place):
-    original = fetch_voc.ARCHIVES[fetch_voc.VOC].url
+    name = fetch_voc.ARCHIVES[fetch_voc.VOC].name
     fetch_voc.main(["--download", "--mirror", f"{published.url}/mirror/"])
-    assert published.asked == [""] and original
+    assert published.paths == [f"/mirror/{name}"]
     shutil.rmtree("VOCdevkit")
     published.statuses = [404]
     fetch_voc.main(["--download", "--mirror", f"{published.url}/gone"])
-    assert len(published.asked) == 3 and (place / "VOCdevkit/VOC2012/JPEGImages").is_dir()
+    assert published.paths[1:] == [f"/gone/{name}", f"/{name}"]
+    assert (place / "VOCdevkit/VOC2012/JPEGImages").is_dir()
 
 
 def test_tar_that_is_there_is_taken(published, place):
