@@ -65,8 +65,6 @@ def test_every_form_is_read(tmp_path, form, protocol):
 
 
 def test_images_and_archives(tmp_path):
-    from PIL import Image
-
     np.savez(tmp_path / "a.npz", keys=np.array([1, 2]), cam=CAM)
     np.savez(tmp_path / "b.npz", CAM)
     for name in ("a.npz", "b.npz"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import make_pseudo_labels
 from core.data import images
 from core.data.datasets import DataRoot
 from core.errors import InputError
@@ -11,7 +12,7 @@ from core.errors import InputError
 import cv2
 import numpy as np
 import pytest
-from conftest import run_stage
+from conftest import run_stage, write_cams
 from PIL import Image, ImageOps
 
 
@@ -167,10 +168,6 @@ def test_half_a_file_is_refused(tmp_path, ending):
 
 def test_a_stage_reads_every_form(data_root: Path, tmp_path: Path):
     """The same pixels in other files give the same pseudo-labels."""
-    import make_pseudo_labels
-
-    from conftest import write_cams
-
     write_cams(data_root, tmp_path / "cam")
     folder = data_root / "JPEGImages"
     for image_id in DataRoot(data_root).ids("train"):  # the same pixels, from now on
