@@ -89,14 +89,14 @@ def without_digest(read: Callable) -> Callable:
     def patched(folder: Path, *args: object) -> dict:
         names = [line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
         sums = changed(folder / "SHA256SUMS", lambda path: None)  # put back after the reading
-        with sums, monkeypatch_json(folder / "run.json", digest=artefacts.seal(folder, names)):
+        with sums, json_with(folder / "run.json", digest=artefacts.seal(folder, names)):
             return read(folder, *args)
 
     return patched
 
 
 @contextmanager
-def monkeypatch_json(path: Path, **values: object) -> Iterator[None]:
+def json_with(path: Path, **values: object) -> Iterator[None]:
     """A JSON file with other values for a while."""
     made = json.loads(path.read_text()) | values
     with changed(path, lambda p: p.write_text(json.dumps(made))):
@@ -162,7 +162,7 @@ def test_an_option_that_an_older_record_lacks_had_its_default(inputs):
     path, stage = inputs / "classification/run.json", STAGES["classification"]
     settings = json.loads(path.read_text())["settings"]
     del settings["masking"]
-    with monkeypatch_json(path, settings=settings):
+    with json_with(path, settings=settings):
         stage.run(inputs, inputs)
         with pytest.raises(InputError, match="masking labels -> none"):
             stage.run(inputs, inputs, "--masking", "none")
@@ -174,9 +174,9 @@ def test_auto_is_what_it_stands_for(inputs, tmp_path):
     stage.run(inputs, inputs, "--amp", "off")  # the tests' own
     settings = json.loads(path.read_text())["settings"] | {"amp": "auto"}
     halfway = {"finished": False, "settings": settings, "resolved": {"amp": "bf16"}}
-    with monkeypatch_json(path, **halfway), pytest.raises(InputError, match="amp bf16 -> off"):
+    with json_with(path, **halfway), pytest.raises(InputError, match="amp bf16 -> off"):
         stage.run(inputs, inputs)
-    with monkeypatch_json(path, settings=settings, resolved={"amp": "off"}):
+    with json_with(path, settings=settings, resolved={"amp": "off"}):
         stage.run(inputs, inputs)
 
 
@@ -186,9 +186,9 @@ def test_without_a_crf_its_backend_says_nothing(inputs, tmp_path):
     stage.run(inputs, tmp_path, "--no-crf")
     path = tmp_path / "predictions/run.json"
     settings = json.loads(path.read_text())["settings"] | {"crf_backend": "auto"}
-    with monkeypatch_json(path, settings=settings, resolved={"crf_backend": "no CRF"}):
+    with json_with(path, settings=settings, resolved={"crf_backend": "no CRF"}):
         stage.run(inputs, tmp_path, "--no-crf")
-    other = monkeypatch_json(path, settings=settings, resolved={"crf_backend": "pydensecrf"})
+    other = json_with(path, settings=settings, resolved={"crf_backend": "pydensecrf"})
     with other, pytest.raises(InputError, match="crf_backend pydensecrf -> torch"):
         stage.run(inputs, tmp_path, "--no-crf")
 
