@@ -17,8 +17,8 @@ import make_cam
 import train_classification
 from core.errors import InputError
 from core.run import lock
-from core.run.main import STOPS, run_main
-from core.run.parallel import Pool, read_ahead, signals_held
+from core.run.main import STOPS, run_main, signals_held
+from core.run.parallel import Pool, read_ahead
 
 import numpy as np
 import pytest
