@@ -85,7 +85,8 @@ def test_weights_of_a_file(tmp_path, name, form):
         )
         given = network(images)
     if len(given) == len(expected):
-        torch.testing.assert_close(given[0], expected[0]) if network.reductions[0] > 2 else None
+        if network.reductions[0] > 2:
+            torch.testing.assert_close(given[0], expected[0])
         if not hasattr(whole, "blocks") or name == VIT:  # the others' dilation differs
             torch.testing.assert_close(given[-2], expected[-2], rtol=1e-4, atol=1e-4)
     for mine, theirs in zip(network.net.parameters(), whole.parameters(), strict=False):
