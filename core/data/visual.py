@@ -31,11 +31,11 @@ NO_FONT = (
 )
 
 
-def heat_map(image: np.ndarray, score: np.ndarray, opacity: float = 0.55) -> np.ndarray:
+def heat_map(image: np.ndarray, score: np.ndarray) -> np.ndarray:
     """A photograph under a float score in 0..1 of its size: blue is low, red is high."""
     steps = np.rint(255 * np.nan_to_num(np.clip(score, 0, 1))).astype(np.uint8)
     colours = cv2.applyColorMap(steps, cv2.COLORMAP_JET)[..., ::-1]
-    return _blend(image, colours, opacity)
+    return _blend(image, colours, 0.55)
 
 
 def colour_label(label: np.ndarray) -> np.ndarray:
