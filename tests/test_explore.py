@@ -148,7 +148,7 @@ def test_files_of_others_are_left_alone(run, data_root, tmp_path):
         assert (tmp_path / "explore" / name).read_text() == "<title>mine</title>"
 
 
-def test_names_stay_text(run, data_root, tmp_path):
+def test_a_page_needs_no_other_file(run, data_root):
     page = (make(run, data_root) / "index.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|page\d)[^"]+"', page)
     assert "http" not in re.sub(r"data:[^\"]*", "", page)
