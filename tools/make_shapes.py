@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Write a synthetic data set that a ResNet-18 learns from scratch within minutes on a CPU.
 
     python tools/make_shapes.py --out data/shapes
