@@ -193,6 +193,10 @@ def test_mat_of_another_kind_is_refused(tmp_path: Path) -> None:
         savemat(tmp_path / f"{name}.mat", value)
         with pytest.raises(InputError, match=f"{name}.mat: damaged or not an SBD mask"):
             prepare_voc.read_sbd_mask(tmp_path / f"{name}.mat", 21)
+    for label in (-1, 21):
+        write_mat(tmp_path / "c.mat", np.array([[0, 20, label]], np.int16))
+        with pytest.raises(InputError, match=rf"c.mat: label {label} is outside 0\.\.20"):
+            prepare_voc.read_sbd_mask(tmp_path / "c.mat", 21)
 
 
 def test_nothing_usable(voc: Path, lists: Path, monkeypatch: pytest.MonkeyPatch) -> None:

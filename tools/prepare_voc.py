@@ -72,8 +72,9 @@ def read_sbd_mask(path: Path, n_labels: int) -> np.ndarray:
             raise ValueError("no mask")
     except Exception:  # loadmat raises a dozen types on damaged files
         raise InputError(f"{path}: damaged or not an SBD mask; unpack SBD again") from None
-    if mask.min() < 0 or mask.max() >= n_labels:
-        raise InputError(f"{path}: label {mask.max()} is outside the {n_labels} classes")
+    for label in (mask.min(), mask.max()):
+        if not 0 <= label < n_labels:
+            raise InputError(f"{path}: label {label} is outside 0..{n_labels - 1}")
     return mask.astype(np.uint8)
 
 
