@@ -106,6 +106,23 @@ def test_an_image_without_classes(tmp_path, form):
     assert scores.classes.shape == (0,) and scores.cam.shape == none.cam.shape
 
 
+@pytest.mark.parametrize("value", [{"keys": torch.tensor([]).long()}, {"keys": [], "cam": []}])
+def test_an_image_without_classes_and_maps(tmp_path, value):
+    """As IRN's descendants write those of COCO."""
+    path = saved(tmp_path / "a.npy", value)
+    scores = foreign.as_scores(foreign.load(path), path, [], N, SIZE, "")
+    assert scores.cam.shape == (0, *strided_size(SIZE))
+    with pytest.raises(InputError, match=r"the classes \[\], but the image has \[2, 3\]"):
+        foreign.as_scores(foreign.load(path), path, LABELS, N, SIZE, "")
+
+
+@pytest.mark.parametrize("maps", [CAM, FULL, CAM[:, ::2, ::2]], ids=["strided", "full", "other"])
+def test_logits_below_zero_become_zero(tmp_path, maps):
+    """Of every size: the walk would spread them."""
+    scores = foreign.as_scores(20 * maps - 10, tmp_path, LABELS, N, SIZE, "")
+    assert scores.cam.min() == 0 and scores.cam.max() > 0.9
+
+
 def test_maps_above_one_and_of_another_stride(tmp_path):
     value = {"keys": np.array([1, 2]), "cam": 7 * CAM[:, ::2, ::2]}
     scores = foreign.as_scores(value, tmp_path, LABELS, N, SIZE, "")
@@ -175,6 +192,12 @@ def test_hostile_pickles_are_refused(tmp_path, value):
         (np.float32(1), r"an array of shape \(\); maps are"),
         ({"keys": np.array([1, 2]), "cam": CAM * np.nan}, "holds NaN"),
         (np.zeros((5, 4, 4)), r"shape \(5, 4, 4\) for 2 classes"),
+        ({"keys": ["cat", "dog"], "cam": CAM}, "keys or maps are no arrays of numbers; save one"),
+        ({"keys": None, "cam": CAM}, "keys or maps are no arrays of numbers"),
+        ({"keys": 1, "cam": CAM}, "keys or maps are no arrays of numbers"),
+        ({"keys": [1, 2], "cam": [CAM[0], FULL[1]]}, "keys or maps are no arrays of numbers"),
+        ({"keys": [1, 2], "cam": {1: CAM[0]}}, "keys or maps are no arrays of numbers"),
+        ({1: CAM[0, :0], 2: CAM[0, :0]}, r"maps of shape \(2, 0, 16\) for 2 classes"),
     ],
 )
 def test_wrong_forms_say_what_was_seen(tmp_path, value, message):

@@ -164,30 +164,37 @@ def as_scores(
     """Scores of an image of `size` (H, W) and image-level `labels` from what `load` gave.
 
     Maps at stride 4 stay as they are; of full-size ones those samples are taken that upsampling
-    restores (`scores.sample`); others are resized. Each map is divided by its maximum where that
-    is above 1. Which: the entry of a dict to take, "" for the first of `MAPS` that is there.
+    restores (`scores.sample`); others are resized. What is below 0, as logits are, becomes 0, and
+    each map is divided by its maximum where that is above 1. Which: the entry of a dict to take, ""
+    for the first of `MAPS` that is there.
 
     Raises InputError for another form, classes that the image does not have, NaN, or maps of the
     image before the EXIF of its file, `picture`, turned it.
     """
-    classes, maps = _form(value, path, labels, n_classes, which)
-    if maps.ndim != 3 or len(maps) != len(classes):
+    try:
+        classes, maps = _form(value, path, labels, n_classes, which)
+        maps = np.asarray(maps, np.float32)
+    except (TypeError, ValueError, OverflowError):  # of text, None, lists of several lengths
+        what = "its keys or maps are no arrays of numbers"
+        raise InputError(f"{path}: {what}; save one of the forms in tools/foreign.py") from None
+    if len(maps) != len(classes) or (classes and (maps.ndim != 3 or not maps.size)):
         raise InputError(f"{path}: maps of shape {maps.shape} for {len(classes)} classes")
     if sorted(classes) != labels:
         raise InputError(
             f"{path}: maps of the classes {sorted(classes)}, but the image has {labels} (from 1); "
             "another order of classes, or keys from 1?"
         )
-    maps = torch.from_numpy(np.ascontiguousarray(maps[np.argsort(classes)], np.float32))
+    maps = torch.from_numpy(np.ascontiguousarray(maps[np.argsort(classes)]))
     if not maps.isfinite().all():
         raise InputError(f"{path}: holds NaN or inf; make it again")
+    maps = maps.clamp(min=0)
     grid, shape, turned = strided_size(size), tuple(maps.shape[1:]), size[::-1]
     looks_turned = shape in (turned, strided_size(turned)) and shape not in (size, grid)
     if len(maps) and looks_turned and picture is not None and _is_turned(picture):
         what = f"maps of shape {shape} for an image of {size} (height, width)"
         raise InputError(f"{path}: {what}; are they of the image before its EXIF turned it?")
     if len(maps) and shape == size:
-        maps = sample(maps.clamp(min=0))
+        maps = sample(maps)
     elif len(maps) and shape != grid:
         maps = F.interpolate(maps[None], grid, mode="bilinear")[0]
     maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=1) if len(maps) else maps
@@ -216,6 +223,8 @@ def _form(
         if len({np.shape(each) for each in value.values()}) > 1:
             raise InputError(f"{path}: maps of several shapes; make it again")
         return [int(key) + 1 for key in value], np.array([*value.values()])
+    if not np.size(value["keys"]):  # of IRN and others, an image without classes: no maps either
+        return [], np.zeros((0, 1, 1))
     name = which or next((name for name in MAPS if value.get(name) is not None), "")
     if name not in value:
         has = ", ".join(key for key in value if key != "keys")
