@@ -202,14 +202,16 @@ def test_no_class_among_the_classes(folder: Path, tmp_path: Path, names: str) ->
 
 
 def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, capsys) -> None:
-    """A link that leads nowhere, pictures of other forms."""
+    """Links that lead nowhere or to themselves, pictures of other forms."""
     for name in ("cat", "dog"):
         picture(folder / name / f"{name}.jpg")
     (folder / "cat/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (folder / "cat/loop.jpg").symlink_to("loop.jpg")
     (folder / "dog/moving.gif").write_bytes(b"GIF89a")
     make(folder)
     printed = capsys.readouterr().out
     assert "cat/gone.jpg" in printed and "dog/moving.gif: .gif is not read" in printed
+    assert "cat/loop.jpg: Too many levels of symbolic links; make it readable" in printed
 
 
 def test_a_mask_of_two_pictures(folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ bmp and tif become PNG. What you have is never changed. docs/own_data.md has the
 
 import argparse
 import contextlib
+import os
 import shutil
 import sys
 from collections import Counter
@@ -133,8 +134,8 @@ def digest(paths: Iterable[Path]) -> str:
     """A digest of names, sizes and times of the files that go in."""
     stats = []
     for path in paths:
-        stats.append(str(path.resolve()))
-        with contextlib.suppress(FileNotFoundError):  # of a dangling link
+        stats.append(os.path.realpath(path))  # Path.resolve raises for a link to itself
+        with contextlib.suppress(OSError):  # of a link that leads nowhere
             found = path.stat()
             stats.append(f"{found.st_size} {found.st_mtime_ns}")
     return files.digest_text(stats)

@@ -5,6 +5,7 @@ they are asked for.
 """
 
 import json
+import os
 import re
 import urllib.parse
 from collections import defaultdict
@@ -111,7 +112,7 @@ def _json(path: Path) -> tuple[list[Entry], list[str]]:
 
 def _labelme(value: dict, path: Path) -> Entry:
     image = str(value.get("imagePath") or path.with_suffix("").name).replace("\\", "/")
-    beside = (path.parent / image).resolve().as_posix()
+    beside = os.path.realpath(path.parent / image)
     width, height = value.get("imageWidth"), value.get("imageHeight")
     shapes = [Shape(str(name)) for name, on in (value.get("flags") or {}).items() if on is True]
     for each in value["shapes"]:
