@@ -7,7 +7,7 @@ import unicodedata
 from pathlib import Path
 
 from core.data import images
-from core.data.datasets import VOC_CLASSES, DataRoot, TrainingViews
+from core.data.datasets import VOC_CLASSES, DataRoot, TrainingViews, check_name
 from core.data.images import write_label
 from core.data.transforms import MEAN, STD, RandomView, normalize
 from core.errors import InputError
@@ -43,6 +43,32 @@ def test_labels_that_are_no_classes(data_root, name):
     (data_root / "classes.txt").write_text(f"{name}\n{text}")
     with pytest.raises(InputError, match=f"classes.txt: leave '{name}' out"):
         DataRoot(data_root)
+
+
+def test_no_background_is_said_first(data_root):
+    """Elsewhere it would count as a class."""
+    text = (data_root / "classes.txt").read_text()
+    (data_root / "classes.txt").write_text(f"{text}background: none\n")
+    with pytest.raises(InputError, match="let `background: none` be the first line"):
+        DataRoot(data_root)
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "labels.txt"])
+def test_a_link_that_leads_nowhere_is_no_absent_file(data_root, name):
+    """Without a classes.txt the classes are VOC's."""
+    (data_root / name).unlink()
+    (data_root / name).symlink_to("moved.txt")
+    with pytest.raises(InputError, match=f"{name}: no such file; list"):
+        DataRoot(data_root).image_labels(["train0"])
+
+
+@pytest.mark.parametrize("end", ["\n", "\x85", "\u2028", "\u2029"])
+def test_no_name_ends_a_line(tmp_path, end):
+    """The lists that hold it could not be read again."""
+    assert len(f"a{end}b".splitlines()) == 2
+    with pytest.raises(InputError, match="cannot be part of a file name; rename it"):
+        check_name(f"a{end}b", tmp_path, "id")
+    assert check_name("a\u00a0\u3000b", tmp_path, "id")
 
 
 def test_masks_where_255_is_the_object(tmp_path):

@@ -42,10 +42,13 @@ PAIR = re.compile(
     r"(?:\S*/)?JPEGImages/(\S+?)\.(?:jpe?g|png|webp|bmp|tiff?)(?:\s|$)", re.IGNORECASE
 )
 
+# What no name may hold: what parts folders, controls, what ends a line of a list, half characters.
+BAD = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 def check_name(name: str, path: Path, what: str) -> str:
     """Return an id or class name that is safe as part of a file name, or raise InputError."""
-    bad = not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]", name)
+    bad = not name or name.startswith(".") or BAD.search(name)
     if bad or len(name.encode("utf-8", "replace")) > 200:
         raise InputError(f"{path}: {what} {name[:80]!r} cannot be part of a file name; rename it")
     return name
@@ -72,13 +75,15 @@ class DataRoot:
         path = root / "classes.txt"
         self.classes: list[str] = VOC_CLASSES
         self.background = True
-        if path.exists():
+        if os.path.lexists(path):  # a link that leads nowhere is no VOC
             first, *others = lines = _lines(path, "list the classes") or [""]
             self.background = NO_GROUND.fullmatch(first) is None
             names = lines if self.background else others
             self.classes = [check_name(name, path, "class") for name in names]
             if not 1 <= len(self.classes) <= 254 or len(set(self.classes)) < len(self.classes):
                 raise InputError(f"{path}: needs 1 to 254 class names, each once")
+            if any(map(NO_GROUND.fullmatch, self.classes)):
+                raise InputError(f"{path}: let `background: none` be the first line")
             for name in self.classes:
                 if NO_CLASS.fullmatch(name):
                     what = "0 is always the background and 255 ignored"
@@ -155,7 +160,7 @@ class DataRoot:
         """
         path = self.root / "labels.txt"
         index = {name: i for i, name in enumerate(self.classes, 1)}
-        found = _read_labels_txt(path) if path.exists() else None
+        found = _read_labels_txt(path) if os.path.lexists(path) else None
         labels = {}
         for image_id in ids:
             source = path if found is not None else self.root / "Annotations" / f"{image_id}.xml"
