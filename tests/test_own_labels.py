@@ -23,6 +23,7 @@ from own_forms import (
     labels_of,
     make,
     mask_of,
+    picture,
     write,
 )
 
@@ -132,6 +133,13 @@ def test_names_of_two_words_between_tabs(folder: Path, tmp_path: Path) -> None:
     assert labels_of(data)["a"] == {"red panda"} and labels_of(data)["sub_d"] == {"sea cow"}
 
 
+def test_names_between_quotes_hold_marks(folder: Path, tmp_path: Path) -> None:
+    rows = """a.jpg,"['owl, barn', ""queen's; x""]"\nb.jpg,[]\nc.png,['dog|s']\nd,"[""cat""]"\n"""
+    data = make(folder, "--labels", write(tmp_path / "labels.csv", f"file,labels\n{rows}"))
+    found = {"a": {"owl, barn", "queen's; x"}, "b": set(), "c": {"dog|s"}, "sub_d": {"cat"}}
+    assert labels_of(data) == found
+
+
 def test_a_spreadsheet(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a spreadsheet; save it as CSV"):
         make(folder, "--labels", write(tmp_path / "labels.xlsx", "PK"))
@@ -161,6 +169,17 @@ def test_exports(folder: Path, form) -> None:
     assert np.array_equal(mask_of(data, "c"), dog)
     assert not mask_of(data, "sub_d").any()
     assert not data.mask_path("b").exists()  # of the dog there is but a box
+
+
+@pytest.mark.parametrize("form", [label_studio, coco], ids=lambda f: f.__name__)
+def test_runs_for_another_size_are_no_mask(folder: Path, form, capsys) -> None:
+    """The picture was resized since: laid over its corner they would be wrong."""
+    labels = form(folder)
+    picture(folder / "a.jpg", size=(48, 64))
+    text = labels.read_text().replace('"width": 32, "height": 24', '"width": 64, "height": 48', 1)
+    data = make(folder, "--labels", write(labels, text), "--with-masks")
+    assert labels_of(data) == CAT_DOG and not data.mask_path("a").exists()
+    assert "1 without a mask: a damaged shape, or one for another size" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("space", ["", " xmlns='http://x.org/a'"])
@@ -273,6 +292,7 @@ WRONG = {
     "x.csv": {
         "file,label\nq.jpg,cat\n": "no cell names a picture; its first row is 'file | label'",
         "a.jpg,1,0\nb.jpg,0,1\n": "columns of 0 and 1 without a header; name the classes",
+        "a.jpg,3,9,cat\nb.jpg,,,\n": "columns of numbers beside others, without a header; name",
         "file,label\na.jpg,1\nb.jpg,0\n": "0 and 1 alone: call the column after the class",
         "file,w,h\na.jpg,3,4\nb.jpg,5,6\n": "which of the columns w, h holds the classes",
         "a.jpg,none\nb.jpg,\n": "no picture with a class",

@@ -269,6 +269,8 @@ def _coco_shape(name: str, each: dict) -> Shape:
 
 def _coco_runs(drawn: dict, size: tuple[int, int]) -> np.ndarray:
     counts, shape = drawn["counts"], (int(drawn["size"][0]), int(drawn["size"][1]))
+    if shape != size:
+        raise ValueError("runs for a picture of another size")
     if not isinstance(counts, list):
         counts = regions.unpack_coco(counts)
     return regions.runs(counts, shape, "F", (0, 0), size)

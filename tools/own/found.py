@@ -279,5 +279,5 @@ def draw(
         try:
             label[shape.region(size)] = images.IGNORE if hidden else value  # type: ignore[misc]
         except (ValueError, TypeError, KeyError, IndexError, OSError, OverflowError):
-            return "a damaged shape"
+            return "a damaged shape, or one for another size"
     return label

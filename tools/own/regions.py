@@ -142,7 +142,7 @@ def unpack(data: list[int], most: int) -> np.ndarray:
 
 def brush(data: list[int], shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     """Label Studio's brush: RGBA values, of which the alpha counts."""
-    if shape[0] * shape[1] > MAX_PIXELS:
-        raise ValueError("too large a brush")
+    if shape != size:
+        raise ValueError("a brush for a picture of another size")
     values = unpack(data, 4 * shape[0] * shape[1])
-    return place(values.reshape(*shape, 4)[..., 3] > 0, 0, 0, size)
+    return values.reshape(*shape, 4)[..., 3] > 0

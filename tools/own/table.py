@@ -25,6 +25,8 @@ INDEX = re.compile(r"(unnamed: ?\d+|index)?", re.IGNORECASE)  # what pandas puts
 LISTS = {"split", "set", "subset", "fold", "partition"}
 PICTURES = re.compile(r"\.(jpe?g|png|webp|bmp|tiff?|hei[cf])$", re.IGNORECASE)
 NUMBER = re.compile(r"[-+.\d]*(e[-+]?\d+)?|nan", re.IGNORECASE)
+NUMBERED = re.compile(r"[ ._-]?\d+$")  # what pandas puts behind a header that is there twice
+QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 Rows = list[list[str]]
 
 
@@ -120,8 +122,16 @@ class Table:
             if others and bits == set(others) and any(map(any, map(self._column, others))):
                 what = "columns of 0 and 1 without a header"
                 raise InputError(f"{self.path}: {what}; name the classes in its first row")
+            columns = [column for i in others if any(column := self._column(i))]
+            if len({all(map(NUMBER.fullmatch, column)) for column in columns}) > 1:
+                what = "columns of numbers beside others, without a header"
+                raise InputError(f"{self.path}: {what}; name them in a first row, one `label`")
             return self._read_names(others)
         named = [i for i in others if head[i].casefold() in LABEL_HEADS]
+        first = {head[i].casefold() for i in named}
+        again = (i for i in others if NUMBERED.sub("", head[i].casefold()) in first)
+        named += [i for i in again if not all(map(NUMBER.fullmatch, self._column(i)))]
+        named = sorted({*named})
         if named:
             named += [i for i in others if i > named[-1] and not head[i]]  # more than one to a row
         elif len(others) == 1 and not bits:
@@ -172,9 +182,13 @@ class Table:
 
     def _parting(self, cells: set[str]) -> Callable[[str], list[str]]:
         """A function that parts a cell into labels."""
-        marks = self.separator
+        marks, printed = self.separator, dict[str, list[str]]()
         if marks == "auto":
             lists = [cell for cell in cells if cell.startswith("[") and cell.endswith("]")]
+            # Names between quotes may hold the marks.
+            printed = {cell: [a or b for a, b in QUOTED.findall(cell)] for cell in lists
+                       if not QUOTED.sub("", cell).strip("[], \n")}  # fmt: skip
+            cells = cells - printed.keys()
             marks = "".join(mark for mark in ";|," if any(mark in cell for cell in cells))
             marks += "[]'\"" if lists else ""  # as Python prints a list
             if not marks and any(" " in cell for cell in cells):
@@ -188,4 +202,9 @@ class Table:
         if not marks:
             return lambda cell: [cell] if cell else []
         pattern = re.compile("[" + "".join(map(re.escape, marks)) + "]")
-        return lambda cell: [name for each in pattern.split(cell) if (name := each.strip())]
+
+        def part(cell: str) -> list[str]:
+            names = printed.get(cell) or pattern.split(cell)
+            return [name for each in names if (name := each.strip())]
+
+        return part
