@@ -214,6 +214,23 @@ def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, capsys) -
     assert "cat/loop.jpg: Too many levels of symbolic links; make it readable" in printed
 
 
+def test_a_folder_that_cannot_be_read(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Its pictures are not left out in silence."""
+    for name in ("cat", "dog"):
+        picture(folder / name / "x.jpg")
+    scan = os.scandir
+
+    def scandir(path="."):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match=r"Permission denied: .*pictures/dog"):
+        make(folder)
+    assert not (tmp_path / "my").exists()
+
+
 def test_a_mask_of_two_pictures(folder: Path, tmp_path: Path) -> None:
     masks = masks_for(folder, tmp_path / "masks", {"a.png": [1]})
     for other in ("more/a.jpg", "a.png"):

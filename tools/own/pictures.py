@@ -40,9 +40,16 @@ class Probe(NamedTuple):
     pages: int = 1
 
 
+def _refuse(error: OSError) -> None:
+    raise error
+
+
 def walk(source: Path, seen: set[Path]) -> Iterator[Path]:
-    """The files below a folder, links followed; none in hidden folders or in those `seen`."""
-    for folder, inside, names in os.walk(source, followlinks=True):
+    """The files below a folder, links followed; none in hidden folders or in those `seen`.
+
+    Raises OSError for a folder that cannot be read: left out, its class would be missing.
+    """
+    for folder, inside, names in os.walk(source, onerror=_refuse, followlinks=True):
         here = Path(folder)
         if (real := here.resolve()) in seen:  # a link may lead in circles
             inside.clear()
