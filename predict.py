@@ -73,10 +73,11 @@ def find_pictures(given: list[Path]) -> dict[str, Path]:
         if path.is_dir():
             members = sorted(p for p in path.iterdir() if p.suffix.lower() in images.ENDINGS)
             members = [p for p in members if p.is_file() and not p.name.startswith(".")]
-            seen = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+            seen = [p for p in path.iterdir() if not (p.is_dir() or p.name.startswith("."))]
             others = len(seen) - len(members)
             if others and members and distributed.is_main():
-                print(f"note: {path}: {others} other files, no {images.FORMS}", file=sys.stderr)
+                what = f"{others} other files, no {images.FORMS}, or links that lead nowhere"
+                print(f"note: {path}: {what}", file=sys.stderr)
             if not members:
                 raise InputError(f"{path}: no picture in this folder ({images.FORMS})")
         elif not path.exists():

@@ -129,11 +129,13 @@ def test_bad_pictures_are_named_and_the_others_go_on(data_root, models, tmp_path
         path.unlink()
     (folder / "val1.jpg").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("left alone")
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
     out = tmp_path / "out"
     arguments = [models["segmentation"], folder, "--no-crf", "--max-side", 48]
     with pytest.raises(InputError, match="1 of 3 pictures"):
         run(out, *arguments)
-    assert "val1.jpg: not a readable" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "val1.jpg: not a readable" in said and "2 other files, no JPEG" in said
     assert sorted(p.stem for p in out.glob("*.png")) == ["val0", "val2"]
     made = artefacts.read(out, "labels", CLASSES, ["val0", "val2"])  # finished, without the other
     assert made["results"]["warnings"] == ["left out, 1 that could not be read: val1"]
