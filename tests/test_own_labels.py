@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from core.errors import InputError
+from tools import prepare_own
 from tools.own import pictures, regions
 from tools.polygons import polygons
 
@@ -245,6 +246,16 @@ def test_names_of_pictures(tmp_path: Path) -> None:
         assert index.find([name], tmp_path) == wanted, name
     with pytest.raises(InputError, match=r"'1.jpg' may be a/1.jpg or b/1.jpg; write the folders"):
         index.find(["1.jpg"], tmp_path)
+
+
+def test_pictures_and_folders_one_by_one(tmp_path: Path) -> None:
+    x, y = (picture(tmp_path / folder / "1.jpg").parent for folder in "xy")
+    table = write(tmp_path / "labels.csv", "file,label\nx/1.jpg,dog\n")
+    assert labels_of(make(x / "1.jpg", "--labels", table)) == {"1": {"dog"}}
+    words = [x, y, "--labels", table, "--out", tmp_path / "other"]
+    args = prepare_own.get_args_parser().parse_args([*map(str, words)])
+    with pytest.raises(InputError, match=r"may be .*x/1.jpg or .*y/1.jpg; give the folder above"):
+        prepare_own.main(args)
 
 
 def test_a_polygon_covers_the_pixels_whose_centres_it_holds() -> None:

@@ -65,7 +65,8 @@ def find(sources: Iterable[Path], but: Sequence[Path]) -> list[Picture]:
     for source in sources:
         if source.is_file():
             found.append(Picture(source, source.name))
-        elif not source.is_dir():
+            continue
+        if not source.is_dir():
             raise InputError(f"{source}: no such folder or picture")
         for path in walk(source, seen):
             if path.suffix.lower() in ENDINGS:
@@ -136,7 +137,11 @@ class Index:
             found = sorted(self.candidates(name))
             if len(found) > 1:
                 which = f"{name!r} may be {found[0].name} or {found[1].name}"
-                raise InputError(f"{source}: {which}; write the folders and the ending as well")
+                remedy = "write the folders and the ending as well"
+                if found[0].name == found[1].name:
+                    which = f"{name!r} may be {found[0].path} or {found[1].path}"
+                    remedy = "give the folder above both in place of them"
+                raise InputError(f"{source}: {which}; {remedy}")
             if found:
                 return found[0]
         return None
