@@ -82,6 +82,7 @@ XML = {
     "<annotation><object><name>dog</annotation>": "damaged XML",
     '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>': "DTD",
     "<annotation></annotation>": "no class for any image",
+    "<html xmlns='http://x.org/a'><body/></html>": "of <html>, no VOC annotation; restore it",
     "<annotation><object></object></annotation>": "an object without a name",
     "<annotation><object><name>unicorn</name></object></annotation>": "'unicorn'",
 }

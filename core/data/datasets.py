@@ -242,7 +242,8 @@ def _read_labels_txt(path: Path) -> dict[str, list[str]]:
 def read_annotation(path: Path) -> list[str]:
     """Class names of the objects in a VOC annotation, 'difficult' ones included.
 
-    Raises InputError for a missing or damaged file, or a DTD (VOC has none; entities can expand).
+    Raises InputError for a missing or damaged file, XML of another form (which is no picture
+    without objects), or a DTD (VOC has none; entities can expand).
     """
     text = files.read_text(path, "restore the annotation or write labels.txt", max_bytes=1 << 20)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
@@ -252,6 +253,8 @@ def read_annotation(path: Path) -> list[str]:
     except (ElementTree.ParseError, ValueError):
         raise InputError(f"{path}: damaged XML; restore the annotation") from None
     objects = root.findall(".//{*}object")  # in any namespace
+    if not objects and (tag := root.tag.rpartition("}")[2]) != "annotation":
+        raise InputError(f"{path}: of <{tag}>, no VOC annotation; restore it or write labels.txt")
     names = [element.findtext("{*}name", "").strip() for element in objects]
     if "" in names:
         raise InputError(f"{path}: an object without a name; add it, or remove the object")
