@@ -208,9 +208,13 @@ def test_what_cannot_be_read_is_left_out(folder: Path, tmp_path: Path, capsys) -
     (folder / "cat/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (folder / "cat/loop.jpg").symlink_to("loop.jpg")
     (folder / "dog/moving.gif").write_bytes(b"GIF89a")
+    Image.new("L", (9, 7)).save(tmp_path / "x.pgm")
+    (folder / "fox").mkdir()
+    shutil.copy(tmp_path / "x.pgm", folder / "fox/x.pgm")
     make(folder)
     printed = capsys.readouterr().out
     assert "cat/gone.jpg" in printed and "dog/moving.gif: .gif is not read" in printed
+    assert "1 other files, as" in printed and "fox/x.pgm: no pictures by their endings" in printed
     assert "cat/loop.jpg: Too many levels of symbolic links; make it readable" in printed
 
 
@@ -243,9 +247,11 @@ def test_a_mask_of_two_pictures(folder: Path, tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf_8(folder: Path, capsys: pytest.CaptureFixture) -> None:
     """As archives of other systems leave it: read or named like any other."""
     shutil.copy(folder / "a.jpg", Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.jpg")))
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xe9.pgm")).touch()
     labels = write(folder.parent / "labels.csv", "a.jpg,cat\nb.jpg,dog\nc.png,dog\nsub/d.jpg,dog\n")
     make(folder, "--labels", labels)
-    assert r"left out: 1 as caf\xe9.jpg: no labels" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert r"left out: 1 as caf\xe9.jpg: no labels" in printed and r"\xe9.pgm: no pict" in printed
     data = make(folder, "--labels", labels, "--rest-negative", "--overwrite")
     assert labels_of(data)["caf_xe9"] == set()
 

@@ -200,6 +200,9 @@ def gather(args: argparse.Namespace, out: Path) -> tuple[Found, list[str]]:
     if not found.pictures:
         endings = ", ".join(pictures.ENDINGS)
         raise InputError(f"{args.pictures[0]}: no pictures in it ({endings})")
+    if others := pictures.others(args.pictures, [out, *apart]):
+        what = f"{len(others)} other files, as {others[0]}: no pictures by their endings"
+        found.notes.append(what)
     given = args.classes or (masks / "classes.txt" if masks else None)
     names: list[str] = []
     if given and given.exists():

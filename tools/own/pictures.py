@@ -16,6 +16,7 @@ from core.errors import InputError
 
 REFUSED = (".heic", ".heif", ".avif", ".gif", ".jfif", ".jp2", ".psd", ".svg", ".dng")
 ENDINGS = (*images.ENDINGS, *REFUSED)
+LABELS = (".json", ".xml", ".csv", ".tsv", ".txt")
 KEPT = {form: (".jpg", ".jpeg", ".png") for form in ("JPEG", "MPO", "PNG")}  # others become PNGs
 
 
@@ -73,6 +74,15 @@ def find(sources: Iterable[Path], but: Sequence[Path]) -> list[Picture]:
                 name = os.fsencode(path.relative_to(source)).decode("utf-8", "backslashreplace")
                 found.append(Picture(path, name))
     return sorted(found, key=lambda picture: (picture.name, picture.path))
+
+
+def others(sources: Iterable[Path], but: Sequence[Path]) -> list[str]:
+    """The files in the folders of `sources` that no ending tells to be pictures or labels."""
+    seen = {path.resolve() for path in but}
+    known = (*ENDINGS, *LABELS)
+    inside = (path for source in sources if source.is_dir() for path in walk(source, seen))
+    strange = sorted(path for path in inside if path.suffix.lower() not in known)
+    return [os.fsencode(path).decode("utf-8", "backslashreplace") for path in strange]
 
 
 def ids_of(pictures: Iterable[Picture]) -> dict[Picture, str]:
