@@ -209,6 +209,13 @@ def test_wrong_forms_say_what_was_seen(tmp_path, value, message):
         foreign.load(path)
 
 
+@pytest.mark.parametrize("form", ["seam", "all classes", "own classes"])
+def test_a_map_that_files_without_names_cannot_have(tmp_path, form):
+    with pytest.raises(InputError, match="maps have no names, as 'hr_cam'; leave out --map"):
+        foreign.as_scores(FORMS[form], tmp_path, LABELS, N, SIZE, "hr_cam")
+    assert not len(foreign.as_scores({}, tmp_path, [], N, SIZE, "hr_cam").cam)
+
+
 @pytest.mark.parametrize("form", ["irn", "puzzlecam", "seam"])
 def test_out_and_in_again(inputs, tmp_path, form):
     """Our CAMs through another project's form: the same scores, the same labels."""

@@ -206,6 +206,9 @@ def _form(
     value: Any, path: Path, labels: list[int], n_classes: int, which: str
 ) -> tuple[list[int], np.ndarray]:
     """Class indices from 1, and maps, of a value in one of the forms above."""
+    named = isinstance(value, dict) and ("keys" in value or not value)
+    if which and not named:  # the figures would bear its name
+        raise InputError(f"{path}: its maps have no names, as {which!r}; leave out --map")
     if isinstance(value, np.ndarray):
         if value.ndim not in (2, 3):
             raise InputError(f"{path}: an array of shape {value.shape}; maps are (C, H, W)")
