@@ -197,6 +197,9 @@ def test_no_class_among_the_classes(folder: Path, tmp_path: Path, names: str) ->
         make(folder, "--masks", masks)
     write(classes, "background\ncat\ndog\nvoid\nunlabeled\n")
     assert make(folder, "--masks", masks).classes == ["cat", "dog"]
+    write(classes, "0 background\n1 cat\n2 dog\n")
+    with pytest.raises(InputError, match="'0 background' has a number before the name"):
+        make(folder, "--masks", masks, "--overwrite")
     write(classes, "__ignore__\n_background_\ncat\ndog\n")  # labelme's, from -1
     assert make(folder, "--masks", masks, "--overwrite").classes == ["cat", "dog"]
 

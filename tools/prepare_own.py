@@ -14,6 +14,7 @@ bmp and tif become PNG. What you have is never changed. docs/own_data.md has the
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -166,6 +167,10 @@ def read_classes(path: Path, of_masks: bool) -> tuple[list[str], bool]:
     lines = files.read_text(path, "list one class a line").splitlines()
     names = [tidy(line) for line in lines if line.strip()]
     others = {"background", *UNKNOWN}
+    bare = re.sub(r"^\d+\W+", "", names[0]) if names else ""
+    if plain(bare) in others and bare != names[0]:
+        what = f"{names[0]!r} has a number before the name, and would be a class"
+        raise InputError(f"{path}: {what}; list the names alone, in the order of their labels")
     background = not names or NO_GROUND.fullmatch(names[0]) is None
     if plain(" ".join(names[1:2])) == "background" and plain(names[0]) in UNKNOWN:
         names.pop(0)  # labelme's __ignore__ is -1
