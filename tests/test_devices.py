@@ -113,6 +113,12 @@ def test_a_world_size_that_nobody_launched(machine, monkeypatch):
         distributed.start("cpu")
 
 
+def test_a_rank_that_nobody_launched(monkeypatch):
+    """Alone a process does all of the work and writes the run's own files."""
+    monkeypatch.setenv("RANK", "3")
+    assert distributed.is_main() and distributed.share([1, 2]) == [1, 2]
+
+
 def test_the_group_is_left_by_every_script(monkeypatch):
     """Also where a stage returned early, as one that finds its run finished."""
     left = []

@@ -90,8 +90,8 @@ def finish() -> None:
 
 
 def rank() -> int:
-    """This process's number among all, 0 when alone."""
-    return int(os.environ.get("RANK", 0))
+    """This process's number among all, 0 when alone, whatever a RANK left over says."""
+    return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
 def world_size() -> int:
