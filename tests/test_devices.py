@@ -66,6 +66,16 @@ def test_each_process_takes_the_gpu_of_its_number(machine, asked):
     assert backend == "nccl" and more["device_id"] == device
 
 
+def test_tasks_that_are_not_told_how_many_a_machine_has(machine, monkeypatch):
+    """As srun starts 16 on two machines of 8 GPUs, with what torch asks for in the environment."""
+    called = machine(8, processes=16, local_rank=7)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert distributed.start("auto") == torch.device("cuda:7") == called[0]
+    monkeypatch.setenv("LOCAL_RANK", "8")
+    with pytest.raises(InputError, match="this machine has 8 GPUs; the last is cuda:7"):
+        distributed.start("auto")
+
+
 def test_processes_without_gpus_use_gloo(machine):
     called = machine(0, processes=2)
     assert distributed.start("auto") == torch.device("cpu")

@@ -71,7 +71,7 @@ def _choose(device: str, several: bool) -> torch.device:
     if several and form[1]:
         remedy = "give --device cuda, and choose the GPUs with CUDA_VISIBLE_DEVICES"
         raise InputError(f"{what}: one GPU for {here} processes; {remedy}")
-    if several and here > gpus:
+    if several and here > gpus and "LOCAL_WORLD_SIZE" in os.environ:  # srun's tasks are not told
         remedy = f"start {gpus} (GPUS={gpus}), or give --device cpu"
         raise InputError(f"{what}: {here} processes on this machine, which has {has}; {remedy}")
     index = int(os.environ["LOCAL_RANK"]) if several else int(form[1] or 0)
