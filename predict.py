@@ -244,6 +244,7 @@ def main(argv: list[str] | None = None) -> None:
         overlays = bool(args.pictures)
         if overlays:
             (args.out / "overlays").mkdir(exist_ok=True)
+        if overlays and distributed.is_main():  # of other machines one may have this one's number
             legend = args.out / "overlays" / "legend.png"
             images.write_png(legend, visual.legend(network.classes))
         if isinstance(network, Classifier):

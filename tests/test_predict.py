@@ -53,6 +53,14 @@ def test_pictures_and_a_split_give_the_same_masks(data_root, models, tmp_path, c
     assert (out / "overlays/legend.png").exists() and not (split / "overlays").exists()
 
 
+def test_one_of_several_processes_draws_the_legend(data_root, models, tmp_path, monkeypatch):
+    """On several machines two may write it at once, by one temporary name."""
+    monkeypatch.setattr(predict.distributed, "is_main", lambda: False)
+    (tmp_path / "out").mkdir()  # which the main one makes
+    run(tmp_path / "out", models["segmentation"], data_root / "JPEGImages/val0.jpg", "--no-crf")
+    assert [path.name for path in (tmp_path / "out/overlays").iterdir()] == ["val0.jpg"]
+
+
 def test_how_many_images_are_computed_together():
     """As the option says, and fewer where a batch would leave a CPU's caches or a GPU's memory."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
