@@ -77,7 +77,7 @@ def held_out(
         pass
 
     def look(network: nn.Module) -> dict[str, float]:
-        words = (network, data, ids, labels, args.workers, device, args.val)
+        words = (network, data, ids, labels, args.workers, device, args.val, args.amp)
         found = inference.average_precision(*words)
         each = {f"ap/{k}": ap for k, ap in found["average_precision"].items() if ap is not None}
         return {"ap": found["mean_average_precision"], **each}

@@ -50,7 +50,7 @@ def test_held_out_images_are_seen_by_the_network_that_is_saved(tmp_path):
     """Each process has BatchNorm statistics of its own, and the look takes the saved ones."""
     data = write_data_root(tmp_path / "data", n_val=40)
     words = ["--data", data, "--split", "train", "--out", tmp_path / "c", *SMALL]
-    launch("train_classification.py", *words, "--val", "val")
+    launch("train_classification.py", *words, "--val", "val", "--amp", "auto")  # as evaluate.py
     rows = [json.loads(row) for row in (tmp_path / "c/log.jsonl").read_text().splitlines()]
     score = ["--classifier", tmp_path / "c", "--json", tmp_path / "ap.json", "--device", "cpu"]
     run_stage(evaluate.main, "--data", data, "--split", "val", *score)

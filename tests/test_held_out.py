@@ -8,7 +8,7 @@ import shutil
 import evaluate
 import train_classification
 from core.errors import InputError
-from core.run import inference, training
+from core.run import inference, precision, training
 from tools.reporting import charts, summarise
 from tools.reporting.collect import collect
 
@@ -32,8 +32,9 @@ def rows(out) -> list[dict]:
 
 def test_every_epoch_is_looked_at_and_nothing_else_changes(data_root, tmp_path, capsys):
     shutil.rmtree(data_root / "SegmentationClass")  # no mask is there to be opened
-    plain = train(data_root, tmp_path / "plain")
-    looked = train(data_root, tmp_path / "runs/classification", "--val", "val")
+    as_evaluate = ("--amp", "auto")
+    plain = train(data_root, tmp_path / "plain", *as_evaluate)
+    looked = train(data_root, tmp_path / "runs/classification", "--val", "val", *as_evaluate)
     assert looked["model.pt"] == plain["model.pt"]
     found = [row for row in rows(tmp_path / "runs/classification") if "ap" in row]
     assert [row["epoch"] for row in found] == [1, 2, 3]
@@ -64,6 +65,20 @@ def test_a_look_tries_no_algorithms_of_cudnn(data_root, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     train(data_root, tmp_path / "a", "--val", "val")
     assert seen == EPOCHS * [False] and torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_look_is_of_the_trainings_precision(data_root, tmp_path, monkeypatch, amp):
+    """Whatever `auto` is here: `--amp off` may be what saves maps from fp16's overflow."""
+    seen, original = set(), precision.autocast
+
+    def noted(choice: str, device: torch.device) -> torch.autocast:
+        seen.add(choice)
+        return original(choice, device)
+
+    monkeypatch.setattr(precision, "autocast", noted)
+    train(data_root, tmp_path / "a", "--val", "val", "--amp", amp)
+    assert seen == {amp}
 
 
 @pytest.mark.parametrize("cut", [0, 2])

@@ -123,11 +123,12 @@ def average_precision(
     workers: int,
     device: torch.device,
     what: str,
+    amp: str = "auto",
 ) -> dict[str, Any]:
     """How well a classifier on `device` ranks images, from their image-level labels alone.
 
     `labels`: classes 1..C of each image. Every process computes a share; all get the figures, see
-    `scoring.of_classifier`. The progress bar is named `what`.
+    `scoring.of_classifier`. The progress bar is named `what`; `amp`: as --amp.
     """
     pictures = {i: data.image_path(i) for i in ids}
     side = recipe.CLASSIFICATION.sides[1]
@@ -135,7 +136,7 @@ def average_precision(
     groups = distributed.share(equal_size_batches(pictures, CLASSIFIED, device, seen))
     place = {image_id: row for row, image_id in enumerate(ids)}
     logits = torch.zeros(len(ids), len(data.classes), device=device)
-    autocast = precision.autocast(precision.amp_type("auto", device), device)
+    autocast = precision.autocast(precision.amp_type(amp, device), device)
     for group, copies, _ in pyramids(pictures, groups, [1.0], side, workers, device, what):
         with autocast:
             logits[[place[i] for i in group]] = class_logits(network, copies[0])
