@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures.process import BrokenProcessPool
 
 import make_cam
@@ -313,3 +314,19 @@ def test_a_loader_killed_while_it_hands_over(error, capsys):
     with pytest.raises(SystemExit):
         run_main(stage)
     assert "a loader process was killed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [*CUT_OFF[:3], OSError("Too many open files")], ids=str)
+def test_the_thread_that_pins_memory_leaves_the_word_to_the_line(error, capsys):
+    """It reads from a killed loader too; what else ends it is said."""
+
+    def _pin_memory_loop() -> None:  # as torch's is called
+        fail(error)
+
+    def stage():
+        thread = threading.Thread(target=_pin_memory_loop)
+        thread.start()
+        thread.join()
+
+    run_main(stage)
+    assert (capsys.readouterr().err == "") == (error in CUT_OFF)

@@ -84,6 +84,7 @@ def run_main(main: Callable[[], None], parser: ParserMaker = None) -> None:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
             signal.signal(signum, _stop)
     sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
+    hook, threading.excepthook = threading.excepthook, _thread_ended
     try:
         _run(main, parser)
         sys.stdout.flush()
@@ -95,9 +96,20 @@ def run_main(main: Callable[[], None], parser: ParserMaker = None) -> None:
         atexit.register(_leave_at_once, code if isinstance(code, int) else 1)
         raise
     finally:
+        threading.excepthook = hook
         sys.stdout, sys.stderr = sys.stdout.stream, sys.stderr.stream
     if distributed := sys.modules.get("core.run.distributed"):
         distributed.finish()
+
+
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    """Say what ended a thread, but of torch's that pins memory not that a loader was killed.
+
+    It reads from the killed process as well; that one is named in a line.
+    """
+    lost = issubclass(args.exc_type, ConnectionError | EOFError)
+    if not (lost and "_pin_memory_loop" in str(args.thread)):
+        threading.__excepthook__(args)
 
 
 class _Output:
