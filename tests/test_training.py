@@ -187,6 +187,20 @@ def test_nan_loss_stops_with_step_terms_and_checkpoint(data_root, tmp_path, monk
     assert all(v.isfinite().all() for v in state["network"].values())
 
 
+def test_gradients_that_always_overflow_stop_a_training_in_fp16(data_root, tmp_path, monkeypatch):
+    """The loss is finite, and GradScaler leaves every step out: nothing would be learned."""
+    original = losses.classification
+
+    def steep(logits, labels):  # the square root's gradient at 0 is not finite
+        return original(logits, labels) + (0 * logits).sqrt().sum()
+
+    monkeypatch.setattr(losses, "classification", steep)
+    monkeypatch.setattr(training, "LEAST_SCALE", 20_000)  # two steps from the first scale
+    more = ("--no-re", "--no-p-cls", "--amp", "fp16", "--epochs", 6)
+    with pytest.raises(InputError, match=r"overflow fp16 step after step, up to step 2; .*amp off"):
+        run_stage(train_classification.main, *arguments(data_root, tmp_path / "fp16", *more))
+
+
 def test_microbatches_make_the_same_update(data_root, tmp_path):
     """With frozen BatchNorm and no dropout, the microbatches give the batch's gradients."""
     for parts in (1, 2):

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+LEAST_SCALE = 1e-4  # of the loss under fp16: thirty overflows in a row from GradScaler's first
+
 
 def freeze_unreached(network: nn.Module, device: torch.device) -> None:
     """Take the parameters that the output doesn't depend on out of the training.
@@ -202,7 +204,7 @@ class Trainer:
 
         Rows and checkpoints are where a training waits for the GPU, and (GradScaler's look at the
         gradients under fp16 aside) nothing else is. NaN or inf is an InputError that names the
-        step, the terms and the last good checkpoint.
+        step, the terms and the last good checkpoint; so is a scale that fell to nothing.
         """
         # Averaged in place: what a checkpoint holds is then the same on every process.
         mean = distributed.total(torch.stack(self.pending)).div_(distributed.world_size())
@@ -214,6 +216,8 @@ class Trainer:
             step = self.step - len(rows) + first
             terms = ", ".join(f"{n} {v:.4g}" for n, v in zip(self.names, rows[first], strict=True))
             self._stop(f"the loss is not finite at step {step} ({terms})")
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            self._stop(f"the gradients overflow fp16 step after step, up to step {self.step}")
         return rows
 
     def _stop(self, what: str) -> None:
