@@ -34,16 +34,77 @@ def test_a_part_of_another_network_is_not_taken(tmp_path, name, larger):
         weights.load(tmp_path / "w.pth", f"timm:{name}")
 
 
+def below(prefix: str, state: dict) -> dict:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+FORMS = {  # of what trainings save: the state to take and another one
+    "DataParallel": lambda s, _: below("module.", s),
+    "DataParallel, wrapped": lambda s, _: {"state_dict": below("module.", s), "epoch": 3},
+    "flat, with more than tensors": lambda s, _: {**s, "epoch": 3},
+    "EMA": lambda s, other: {"model": other, "model_ema": s, "optimizer": {"state": {}}},
+    "Lightning": lambda s, _: {"state_dict": {**below("model.", s), "loss.weight": torch.ones(2)}},
+    "DINO": lambda s, other: {
+        "student": below("module.backbone.", other),
+        "teacher": {**below("backbone.", s), "head.last_layer.weight": torch.ones(2)},
+    },
+    "MoCo": lambda s, other: {
+        "state_dict": below("module.encoder_q.", other) | below("module.encoder_k.", s)
+    },
+    "SwAV": lambda s, _: below("module.", {**s, "prototypes.weight": torch.ones(2)}),
+    "compiled": lambda s, _: below("_orig_mod.", s),
+}
+
+
+WITH_TWO = ("EMA", "DINO", "MoCo")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["resnet18", "timm:regnety_002"])
+def test_weights_as_trainings_save_them(tmp_path, capsys, form, name):
+    """In dicts, below other names, beside heads and other networks: of several the last."""
+    torch.manual_seed(0)
+    one, other = (timm.create_model(name.removeprefix("timm:")).state_dict() for _ in "ab")
+    torch.save(FORMS[form](one, other), tmp_path / "w.pth")
+    taken = next(backbones.build(name, weights.load(tmp_path / "w.pth", name)).parameters())
+    assert torch.equal(taken, next(iter(one.values())))
+    assert ("w.pth: of the networks in it" in capsys.readouterr().out) is (form in WITH_TWO)
+
+
+def test_another_network_of_a_training(tmp_path):
+    """What differs is named as it is in the network, not as missing altogether."""
+    torch.save({"state_dict": below("module.", timm.create_model("resnet34").state_dict())},
+               tmp_path / "w.pth")  # fmt: skip
+    with pytest.raises(InputError, match=r"another network: it lacks 'layer1\.0\.conv3\.weight'"):
+        weights.load(tmp_path / "w.pth", "resnet50")
+    with pytest.raises(InputError, match=r"it has an unknown 'layer1\.2\.conv1\.weight'"):
+        weights.load(tmp_path / "w.pth", "resnet18")
+
+
 def test_weights_that_were_saved_otherwise(tmp_path):
-    """With DataParallel; with buffers that timm drops; with more than tensors."""
+    """With buffers that timm drops; with more than tensors, in torch's old format too."""
     state = timm.create_model("regnety_002").state_dict()
-    torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "w.pth")
-    assert weights.load(tmp_path / "w.pth", "timm:regnety_002")
     torch.save(state | {"stem.position_index": torch.zeros(3)}, tmp_path / "w.pth")
     assert weights.load(tmp_path / "w.pth", "timm:regnety_002")
-    torch.save({"state_dict": state, "args": argparse.Namespace()}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="not a checkpoint of tensors alone; save its state_dict"):
-        weights.load(tmp_path / "w.pth", "timm:regnety_002")
+    for is_zip in (True, False):
+        value = {"state_dict": state, "args": argparse.Namespace()}
+        torch.save(value, tmp_path / "w.pth", _use_new_zipfile_serialization=is_zip)
+        with pytest.raises(InputError, match="checkpoint of tensors alone; save its state_dict"):
+            weights.load(tmp_path / "w.pth", "timm:regnety_002")
+
+
+def test_a_file_is_known_by_what_is_in_it(tmp_path):
+    """Safetensors by another name; a page or a pointer that came instead of the file."""
+    state = timm.create_model("regnety_002").state_dict()
+    pytest.importorskip("safetensors").torch.save_file(state, tmp_path / "w.bin")
+    assert weights.load(tmp_path / "w.bin", "timm:regnety_002")
+    (tmp_path / "w.bin").write_bytes((tmp_path / "w.bin").read_bytes()[:-1])
+    with pytest.raises(InputError, match="not a readable file of safetensors"):
+        weights.load(tmp_path / "w.bin", "timm:regnety_002")
+    for text in ("<!DOCTYPE html>", "version https://git-lfs.github.com/spec/v1"):
+        (tmp_path / "w.pth").write_text(f"{text}\nmore")
+        with pytest.raises(InputError, match=f"it begins '{text}'; make or download it again"):
+            weights.load(tmp_path / "w.pth", "resnet18")
 
 
 def test_mean_and_std_are_the_weights_own():
@@ -100,9 +161,6 @@ def test_weights_of_another_network(tmp_path):
     torch.save({1: torch.zeros(2)}, tmp_path / "w.pth")
     with pytest.raises(InputError, match=r"w\.pth"):
         weights.load(tmp_path / "w.pth", "timm:convnext_atto")
-    (tmp_path / "w.safetensors").write_bytes(b"nothing of the kind")
-    with pytest.raises(InputError, match="not a readable file of safetensors"):
-        weights.load(tmp_path / "w.safetensors", "timm:convnext_atto")
 
 
 def test_a_model_that_names_another_source(tmp_path):

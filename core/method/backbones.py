@@ -79,6 +79,10 @@ class Backbone(nn.Module):
         """(N, 3, H, W), normalised as ImageNet's -> the taps, (N, C, ceil(H / s), ceil(W / s))."""
         raise NotImplementedError
 
+    def names(self) -> dict[str, str]:
+        """The names of a checkpoint of the whole network -> those here of what is taken."""
+        return {name: name for name in self.state_dict()}
+
 
 class ResNet(Backbone):
     """A ResNet or ResNeSt at output stride 16, as the authors build it.
@@ -223,30 +227,39 @@ class Pyramid(Backbone):
             taps.append(tap[..., :rows, :columns])
         return taps
 
+    def names(self) -> dict[str, str]:
+        whole, own = _whole(self.name), self.state_dict()
+        found = {}
+        for key in whole:
+            # As timm names the parts of a pyramid: flat, as they are, or those of a ViT.
+            for name in (key.replace(".", "_", 1), key, f"model.{key}"):
+                if f"net.{name}" in own:
+                    found[key] = f"net.{name}"
+                    break
+        return found
+
     def from_timm(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of this backbone from one of timm's whole network, or one in its order.
 
         In its order: of other names, but with all tensors of the same shapes one after the other,
         `num_batches_tracked` left out on both sides.
         """
-        with torch.device("meta"):
-            whole = import_timm().create_model(self.name.removeprefix(PREFIX)).state_dict()
+        whole, names = _whole(self.name), self.names()
         if not whole.keys() & state.keys():
             theirs, ours = ({k: v for k, v in d.items() if not k.endswith("num_batches_tracked")}
                             for d in (state, whole))  # fmt: skip
             if [v.shape for v in theirs.values()] == [v.shape for v in ours.values()]:
                 state = dict(zip(ours, theirs.values(), strict=True))
-        own = self.state_dict().keys()
         # Layers that timm's network doesn't have either: of another one, of which this is a part.
-        extra = (k for k in state if k not in whole and k.endswith(".weight"))
-        found = {k: state[k] for k in extra if not re.search("aux|head", k, re.IGNORECASE)}
-        for key, value in state.items():
-            # As timm names the parts of a pyramid: flat, as they are, or those of a ViT.
-            for name in (key.replace(".", "_", 1), key, f"model.{key}"):
-                if f"net.{name}" in own:
-                    found[f"net.{name}"] = value
-                    break
-        return found
+        extra = {k: v for k, v in state.items() if k not in whole and k.endswith(".weight")}
+        return extra | {names[k]: v for k, v in state.items() if k in names}
+
+
+@functools.cache
+def _whole(name: str) -> dict[str, Tensor]:
+    """Names and shapes of the tensors of timm's network with its head."""
+    with torch.device("meta"):
+        return import_timm().create_model(name.removeprefix(PREFIX)).state_dict()
 
 
 def input_scale(name: str) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,8 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such checkpoint")
     try:
         with open(path, "rb") as file:
-            is_zip = file.read(2) == b"PK"  # torch's old format has no check sums
+            start = file.read(60)
+        is_zip = start[:2] == b"PK"  # torch's old format has no check sums
         if is_zip:
             with zipfile.ZipFile(path) as archive:
                 size = sum(member.file_size for member in archive.infolist())
@@ -59,7 +60,10 @@ def load(path: Path) -> dict[str, Any]:
         if out_of_memory(error):  # or a damaged file asks for more than there is
             raise InputError(f"{path}: too little memory to load it, or damaged") from None
         what = "truncated or not a checkpoint; make it again"
-        if is_zip and isinstance(error, pickle.UnpicklingError):
+        line = start.decode(errors="ignore").partition("\n")[0]
+        if start.isascii() and line.isprintable() and line:  # an error's page, a pointer of Git LFS
+            what = f"truncated or not a checkpoint; it begins {line!r}; make or download it again"
+        elif isinstance(error, pickle.UnpicklingError) and (is_zip or "GLOBAL" in str(error)):
             what = "truncated or not a checkpoint of tensors alone; save its state_dict"
         raise InputError(f"{path}: {what}") from None
     if not isinstance(value, dict):

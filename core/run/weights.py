@@ -1,7 +1,9 @@
 """Pretrained weights of a backbone: ImageNet's from the cache or the net, or those of a file."""
 
 import argparse
+import contextlib
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ from core.run import artefacts, checkpoint, distributed
 import torch
 from torch import Tensor
 
+# Layers of trainings that no backbone has: a classifier, of a teacher, of self-supervision.
+HEADS = re.compile(r"^(fc\.|classifier|proj|proto|pred)|aux|head", re.IGNORECASE)
+
 
 def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
     """The state dict of backbone `name` that --weights stands for; None for random ones.
 
     `weights`: "none", "imagenet" for torchvision's or timm's (downloaded once), or a file: one of
-    their checkpoints (of timm also as safetensors, or of other names in timm's order), or the
+    their checkpoints (also as safetensors, below other names, or of timm's in its order), or the
     `model.pt` of any stage, whose backbone is taken. A file that is missing, damaged or of another
     backbone is an InputError, and so is a failed download.
     """
@@ -40,9 +45,13 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
             raise InputError(f"{source}: holds a {made_for}, not a {name}; change --backbone")
         items = state["weights"].items()
         state = {k.removeprefix("backbone."): v for k, v in items if k.startswith("backbone.")}
-    elif isinstance(backbone, Pyramid):
-        state = _of_timm(state, backbone)
-    state = {k: v for k, v in state.items() if not str(k).startswith("fc.")}
+    else:
+        state = _find(state, backbone, source)
+        if isinstance(backbone, Pyramid):
+            scale, shift = backbones.input_scale(backbone.name)  # on no meta device
+            state = backbone.from_timm(state) | {"scale": scale, "shift": shift}
+        own = backbone.state_dict()
+        state = {k: v for k, v in state.items() if k in own or not HEADS.search(k)}
     checkpoint.check_weights(backbone, state, source)
     return state
 
@@ -104,15 +113,14 @@ def digest(args: argparse.Namespace, loaded: Mapping[str, Tensor] | None) -> str
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint of torch or a file of safetensors."""
-    if path.suffix != ".safetensors":
+    """A checkpoint of torch or a file of safetensors, which its first bytes tell."""
+    start = b""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        start = file.read(9)
+    if start[8:] != b"{":
         state = checkpoint.load(path)
         if {"optimizer", "network", "step"} <= state.keys():
             raise InputError(f"{path}: what a training goes on from; give the model.pt beside it")
-        inner = state.get("state_dict", state.get("model"))  # as trainings wrap them
-        state = inner if isinstance(inner, dict) else state
-        if all(str(key).startswith("module.") for key in state):  # saved with DataParallel
-            state = {str(key).removeprefix("module."): value for key, value in state.items()}
         return state
     try:
         from safetensors.torch import load_file
@@ -121,17 +129,29 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except Exception as error:  # its own type of error, or the file system's
-        reason = first_line(error, 120)
-        raise InputError(f"{path}: not a readable file of safetensors ({reason})") from None
+        what = f"not a readable file of safetensors ({first_line(error, 120)})"
+        raise InputError(f"{path}: {what}; make or download it again") from None
 
 
-def _of_timm(state: dict[str, Any], backbone: Pyramid) -> dict[str, Tensor]:
-    """`Pyramid.from_timm`, with the buffers of the backbone, whatever device it is on."""
-    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        return state  # no state dict: `check_weights` says so
-    found = backbone.from_timm(state)
-    scale, shift = backbones.input_scale(backbone.name)
-    return found | {"scale": scale, "shift": shift}
+def _find(state: dict[Any, Any], backbone: backbones.Backbone, source: str) -> dict[str, Tensor]:
+    """The tensors of the network in a checkpoint that has the most of a backbone's.
+
+    Trainings put it into a dict, `state_dict` or `teacher`, and below other names: `module.`,
+    `backbone.`, `encoder_q.`. Of several the last is taken, which is said: the averaged weights of
+    EMA, the teacher.
+    """
+    inner = {f"{o}.{k}": v for o, d in state.items() if isinstance(d, dict) for k, v in d.items()}
+    flat = {str(k): v for k, v in {**state, **inner}.items() if isinstance(v, Tensor)}
+    names = [name for name in backbone.names() if not name.endswith("num_batches_tracked")]
+    end = f".{names[0]}"
+    prefixes = [name.removesuffix(names[0]) for name in flat if f".{name}".endswith(end)]
+    found = {prefix: sum(prefix + name in flat for name in names) for prefix in prefixes[::-1]}
+    prefix = max(found, key=found.__getitem__, default="")
+    if found.get(prefix, 0) < len(names) / 2:  # of another network, or of other names
+        return flat
+    if list(found.values()).count(len(names)) > 1 and distributed.is_main():
+        print(f"{source}: of the networks in it that of {prefix + names[0]!r} is taken")
+    return {k.removeprefix(prefix): v for k, v in flat.items() if k.startswith(prefix)}
 
 
 def imagenet_url(name: str) -> str:
