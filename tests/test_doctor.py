@@ -243,6 +243,12 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         list(doctor.check_weights(options("--weights", str(tmp_path / "none.pth"))))
 
 
+def test_a_backbone_that_shapes_alone_do_not_show_to_fail() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(InputError, match="takes no images of 480x320"):
+        list(doctor.check_weights(options("--backbone", "timm:mvitv2_tiny")))
+
+
 @pytest.mark.parametrize(
     "python, level", [("3.9.1", "FAIL"), ("3.12.0", "ok"), ("3.14.0", "ok"), ("3.15.0", "warn")]
 )

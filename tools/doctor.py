@@ -126,8 +126,7 @@ def check_weights(args: argparse.Namespace) -> Findings:
 
     import torch
 
-    with torch.device("meta"):
-        backbones.build(args.backbone)  # says what to install, or which names there are
+    backbones.build(args.backbone)  # says what to install, or which names there are
     if args.weights != "imagenet":
         weights.load(args.weights, args.backbone)
         return [("ok", "weights", f"{args.weights}, for {args.backbone}", "")]
