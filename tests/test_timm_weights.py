@@ -26,7 +26,11 @@ PHOTOGRAPHS = SHARED / "realvoc_animals256" / "VOC2012"
 @pytest.mark.parametrize(
     ("name", "larger"),
     [("resnet18", "resnet34"), ("resnet50", "seresnet50"), ("convnext_atto", "convnext_femto"),
-     ("pvt_v2_b1", "pvt_v2_b2")],
+     ("pvt_v2_b1", "pvt_v2_b2"),
+     # Of the same layers but for statistics, biases or an embedding.
+     ("resnet50_gn", "resnet50"), ("resnetv2_50x1_bit", "resnetv2_50"),
+     ("convnext_atto_rms", "convnext_atto"),
+     ("vit_small_patch16_rope_224", "vit_small_patch16_rope_mixed_224")],
 )  # fmt: skip
 def test_a_part_of_another_network_is_not_taken(tmp_path, name, larger):
     torch.save(timm.create_model(larger).state_dict(), tmp_path / "w.pth")
@@ -93,11 +97,13 @@ def test_weights_that_were_saved_otherwise(tmp_path):
             weights.load(tmp_path / "w.pth", "timm:regnety_002")
 
 
-def test_a_file_is_known_by_what_is_in_it(tmp_path):
+def test_a_file_is_known_by_what_is_in_it(tmp_path, capsys):
     """Safetensors by another name; a page or a pointer that came instead of the file."""
     state = timm.create_model("regnety_002").state_dict()
     pytest.importorskip("safetensors").torch.save_file(state, tmp_path / "w.bin")
-    assert weights.load(tmp_path / "w.bin", "timm:regnety_002")
+    given = {"init": None, "weights": str(tmp_path / "w.bin"), "backbone": "timm:regnety_002"}
+    assert weights.of(argparse.Namespace(**given))
+    assert "regnety_002.pycls_in1k with mean [0.485, 0.456, 0.406]" in capsys.readouterr().out
     (tmp_path / "w.bin").write_bytes((tmp_path / "w.bin").read_bytes()[:-1])
     with pytest.raises(InputError, match="not a readable file of safetensors"):
         weights.load(tmp_path / "w.bin", "timm:regnety_002")

@@ -25,6 +25,9 @@ NAMES = (*TORCHVISION, *TIMM)
 PREFIX = "timm:"  # of the names of all other backbones
 OF_TIMM = re.compile(PREFIX + r"[a-z0-9_]+(\.[a-zA-Z0-9_]+)?")  # no address: timm downloads those
 
+# Tensors that timm's networks compute, or use in pretraining alone, but older files hold.
+COMPUTED = re.compile(r"mask|coords_table|(_index|bands|periods|freqs_cos|freqs_sin|k_bias)$")
+
 
 def build(
     name: str, weights: Mapping[str, Tensor] | None = None, frozen: bool = False
@@ -250,8 +253,9 @@ class Pyramid(Backbone):
                             for d in (state, whole))  # fmt: skip
             if [v.shape for v in theirs.values()] == [v.shape for v in ours.values()]:
                 state = dict(zip(ours, theirs.values(), strict=True))
-        # Layers that timm's network doesn't have either: of another one, of which this is a part.
-        extra = {k: v for k, v in state.items() if k not in whole and k.endswith(".weight")}
+        # What timm's network doesn't have either: of another one, of which this is a part.
+        extra = {k: v for k, v in state.items() if k not in whole and v.is_floating_point()}
+        extra = {k: v for k, v in extra.items() if not COMPUTED.search(k)}
         return extra | {names[k]: v for k, v in state.items() if k in names}
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 # Layers of trainings that no backbone has: a classifier, of a teacher, of self-supervision.
-HEADS = re.compile(r"^(fc\.|classifier|proj|proto|pred)|aux|head", re.IGNORECASE)
+HEADS = re.compile("^(fc|classifier|proj|proto|pred|decoder)|aux|head", re.IGNORECASE)
 
 
 def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
@@ -63,7 +63,11 @@ def of(args: argparse.Namespace) -> dict[str, Tensor] | None:
     if args.init is not None and args.weights not in ("imagenet", "none"):
         raise InputError("--init takes the backbone's weights as well; leave --weights out")
     if is_file and distributed.is_main():
-        what = f"{len(found or ())} tensors for the backbone {args.backbone}"
+        of_timm = backbones.resolved(args.backbone)
+        name = of_timm.get("backbone", args.backbone)
+        what = f"{len(found or ())} tensors for the backbone {name}"
+        if of_timm:  # those of the tag, which need not be the file's
+            what += f" with mean {of_timm['mean']} and std {of_timm['std']}"
         print(f"{args.weights}: {what}; the other layers start anew")
     return found
 
