@@ -53,7 +53,7 @@ FORMS = {  # of what trainings save: the state to take and another one
         "teacher": {**below("backbone.", s), "head.last_layer.weight": torch.ones(2)},
     },
     "MoCo": lambda s, other: {
-        "state_dict": below("module.encoder_q.", other) | below("module.encoder_k.", s)
+        "state_dict": below("module.encoder_q.", s) | below("module.encoder_k.", other)
     },
     "SwAV": lambda s, _: below("module.", {**s, "prototypes.weight": torch.ones(2)}),
     "compiled": lambda s, _: below("_orig_mod.", s),
@@ -66,7 +66,7 @@ WITH_TWO = ("EMA", "DINO", "MoCo")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["resnet18", "timm:regnety_002"])
 def test_weights_as_trainings_save_them(tmp_path, capsys, form, name):
-    """In dicts, below other names, beside heads and other networks: of several the last."""
+    """In dicts, below other names, beside heads and other networks: what authors evaluate."""
     torch.manual_seed(0)
     one, other = (timm.create_model(name.removeprefix("timm:")).state_dict() for _ in "ab")
     torch.save(FORMS[form](one, other), tmp_path / "w.pth")

@@ -20,6 +20,8 @@ from torch import Tensor
 # Layers of trainings that no backbone has: a classifier, of a teacher, of self-supervision.
 HEADS = re.compile("^(fc|classifier|proj|proto|pred|decoder)|aux|head", re.IGNORECASE)
 
+SLOW = re.compile("encoder_k|momentum|target")  # what MoCo and BYOL call their network's slow copy
+
 
 def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
     """The state dict of backbone `name` that --weights stands for; None for random ones.
@@ -141,8 +143,8 @@ def _find(state: dict[Any, Any], backbone: backbones.Backbone, source: str) -> d
     """The tensors of the network in a checkpoint that has the most of a backbone's.
 
     Trainings put it into a dict, `state_dict` or `teacher`, and below other names: `module.`,
-    `backbone.`, `encoder_q.`. Of several the last is taken, which is said: the averaged weights of
-    EMA, the teacher.
+    `backbone.`, `encoder_q.`. Of several that one is taken, and said, which their authors evaluate:
+    the last, averaged weights or a teacher, but not the slow copy of MoCo and BYOL.
     """
     inner = {f"{o}.{k}": v for o, d in state.items() if isinstance(d, dict) for k, v in d.items()}
     flat = {str(k): v for k, v in {**state, **inner}.items() if isinstance(v, Tensor)}
@@ -150,7 +152,7 @@ def _find(state: dict[Any, Any], backbone: backbones.Backbone, source: str) -> d
     end = f".{names[0]}"
     prefixes = [name.removesuffix(names[0]) for name in flat if f".{name}".endswith(end)]
     found = {prefix: sum(prefix + name in flat for name in names) for prefix in prefixes[::-1]}
-    prefix = max(found, key=found.__getitem__, default="")
+    prefix = max(found, key=lambda p: (found[p], SLOW.search(p) is None), default="")
     if found.get(prefix, 0) < len(names) / 2:  # of another network, or of other names
         return flat
     if list(found.values()).count(len(names)) > 1 and distributed.is_main():
