@@ -116,8 +116,8 @@ def flat_maps(row: dict[str, float], log: Log, alpha: float) -> str | None:
     now, highest = (whole[-1], max(whole)) if has_lost_half else (row["peak"], row["peak"])
     return (
         f"the class maps of present classes go flat: they rise {now:.2f} above their mean, at "
-        f"their highest {highest:.2f}; L_re wins over the classification; lower "
-        "--alpha, give --re-seams drop --re-scale relative or start from better --weights"
+        f"their highest {highest:.2f}; L_re wins over the classification; give --re-seams drop "
+        "--re-scale relative, a lower --alpha or better --weights"
     )
 
 
