@@ -11,7 +11,7 @@ import make_cam
 import train_classification
 from core.data.scores import Scores
 from core.errors import InputError
-from core.method import backbones
+from core.method import backbones, timm_models
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
 from core.method.puzzle import merge, tile
 from core.run import training
@@ -135,6 +135,7 @@ def test_plain_vits_are_for_classifiers(name):
     [
         ("timm:tf_efficientnet_lite9", "no model 'tf_efficientnet_lite9'; is tf_efficientnet_lite"),
         ("timm:convnext_atto.in99k", "no model 'convnext_atto.in99k'; is convnext_atto.d2_in1k"),
+        ("timm:tf_efficientnet_b0_ns", r"; is tf_efficientnet_b0\.ns_jft_in1k meant\?"),
         ("timm:mixer_s16_224", "takes no images of 32x32"),
         ("timm:crossvit_15_dagger_408", "no pyramid of maps: it gives .* of an image of"),
         ("timm:mvitv2_tiny", "takes no images of 480x320"),
@@ -168,7 +169,7 @@ def test_what_is_not_reached_is_not_trained():
 
 def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    backbones._config.cache_clear()
+    timm_models.config.cache_clear()
     with pytest.raises(InputError, match=r"need timm: pip install -r requirements-timm\.txt"):
         backbones.build("timm:convnext_atto")
 

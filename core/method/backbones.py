@@ -1,15 +1,14 @@
 """Backbones that give the features of every stage: ResNets as the authors build them, timm's."""
 
-import difflib
 import functools
 import math
 import re
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 from core.errors import InputError, first_line
-from core.recipe import BACKBONE, DATA
+from core.method import timm_models
+from core.recipe import BACKBONE
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +99,7 @@ class ResNet(Backbone):
     ):
         super().__init__(name, frozen)
         if name in TIMM:
-            net = import_timm().create_model(TIMM[name], pretrained=False)
+            net = timm_models.import_timm().create_model(TIMM[name], pretrained=False)
         else:
             import torchvision  # a second, which --help, refusals and half of the stages save
 
@@ -140,24 +139,6 @@ def _remove_stride(block: nn.Module) -> None:
             module.stride = 1
 
 
-def _make_safe(network: nn.Module) -> None:
-    """Give 1x1 convolutions of stride 2 on few channels, as in RepVGG, every second pixel instead.
-
-    Their backward pass on CPUs, channels last, writes where it must not (torch 2.14).
-    """
-    for module in network.modules():
-        if not isinstance(module, nn.Conv2d) or module.in_channels >= 16:
-            continue
-        if module.kernel_size == (1, 1) and module.stride == (2, 2):
-            module.stride = (1, 1)
-            module.register_forward_pre_hook(_every_second)
-
-
-def _every_second(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """What a convolution of 1x1 and stride 2 sees."""
-    return (inputs[0][..., ::2, ::2],)
-
-
 class Pyramid(Backbone):
     """Any network of timm that gives its features, at output stride 16 where it can be built so.
 
@@ -173,14 +154,14 @@ class Pyramid(Backbone):
     def __init__(
         self, name: str, weights: Mapping[str, Tensor] | None = None, frozen: bool = False
     ):
-        super().__init__(full_name(name), frozen)
-        self.net = _features(self.name.removeprefix(PREFIX))
+        full = timm_models.full_name(name.removeprefix(PREFIX))
+        super().__init__(PREFIX + full, frozen)
+        self.net = timm_models.features(full)
         info: Any = self.net.feature_info
         self.channels, self.reductions = info.channels(), info.reduction()
         self.strides = [max(4, stride) for stride in self.reductions]
-        for buffer, value in zip(("scale", "shift"), input_scale(self.name), strict=True):
+        for buffer, value in zip(("scale", "shift"), timm_models.input_scale(full), strict=True):
             self.register_buffer(buffer, value)
-        _make_safe(self.net)
         self._check()
         if weights is not None:
             self.load_state_dict(weights, strict=False)
@@ -231,9 +212,9 @@ class Pyramid(Backbone):
         return taps
 
     def names(self) -> dict[str, str]:
-        whole, own = _whole(self.name), self.state_dict()
+        own = self.state_dict()
         found = {}
-        for key in whole:
+        for key in timm_models.whole(self.name.removeprefix(PREFIX)):
             # As timm names the parts of a pyramid: flat, as they are, or those of a ViT.
             for name in (key.replace(".", "_", 1), key, f"model.{key}"):
                 if f"net.{name}" in own:
@@ -247,7 +228,7 @@ class Pyramid(Backbone):
         In its order: of other names, but with all tensors of the same shapes one after the other,
         `num_batches_tracked` left out on both sides.
         """
-        whole, names = _whole(self.name), self.names()
+        whole, names = timm_models.whole(self.name.removeprefix(PREFIX)), self.names()
         if not whole.keys() & state.keys():
             theirs, ours = ({k: v for k, v in d.items() if not k.endswith("num_batches_tracked")}
                             for d in (state, whole))  # fmt: skip
@@ -259,75 +240,11 @@ class Pyramid(Backbone):
         return extra | {names[k]: v for k, v in state.items() if k in names}
 
 
-@functools.cache
-def _whole(name: str) -> dict[str, Tensor]:
-    """Names and shapes of the tensors of timm's network with its head."""
-    with torch.device("meta"):
-        return import_timm().create_model(name.removeprefix(PREFIX)).state_dict()
-
-
-def input_scale(name: str) -> tuple[Tensor, Tensor]:
-    """(1, 3, 1, 1) factor and summand from ImageNet's mean and std to those of timm's weights."""
-    config = _config(name.removeprefix(PREFIX))
-    mean, std, our_mean, our_std = (
-        torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1)
-        for rgb in (config.mean, config.std, DATA.mean, DATA.std)
-    )
-    return our_std / std, (our_mean - mean) / std
-
-
 def resolved(name: str) -> dict[str, Any]:
     """What run.json keeps of a backbone of timm: the name with its tag, mean and std."""
     if name in NAMES:
         return {}
-    config = _config(name.removeprefix(PREFIX))
-    return {"backbone": full_name(name), "mean": list(config.mean), "std": list(config.std)}
-
-
-def full_name(name: str) -> str:
-    """A name of timm's with the tag of its weights, so that it means the same tomorrow."""
-    config = _config(name.removeprefix(PREFIX))
-    architecture = name.removeprefix(PREFIX).split(".")[0]
-    return PREFIX + ".".join([architecture, config.tag] if config.tag else [architecture])
-
-
-@functools.cache
-def _config(name: str) -> Any:
-    timm = import_timm()
-    architecture = name.split(".")[0]
-    try:
-        config = timm.get_pretrained_cfg(name) if timm.is_model(architecture) else None
-    except RuntimeError:  # of another tag
-        config = None
-    if config is None:
-        near = difflib.get_close_matches(name, timm.list_models(pretrained=True), 3, 0.5)
-        hint = f"; is {' or '.join(near)} meant?" if near else ""
-        raise InputError(f"timm {timm.__version__} has no model {name!r}{hint}")
-    return config
-
-
-def _features(name: str) -> nn.Module:
-    """A network of timm that returns its features."""
-    timm = import_timm()
-    error: Exception | None = None
-    for options in ({"output_stride": BACKBONE.output_stride}, {"dynamic_img_size": True}, {}):
-        how = {"pretrained": False, "features_only": True, **options}
-        try:
-            net = timm.create_model(name, **how)
-            stages = len(net.feature_info.info)
-            if max(net.feature_info.out_indices) < stages - 1:  # of some timm gives the first ones
-                net = timm.create_model(name, **how, out_indices=tuple(range(stages)))
-            return net
-        except Exception as one:  # an option that it doesn't have, or no features: of any type
-            error = one
-    raise InputError(f"{PREFIX}{name}: gives no features ({str(error)[:120]})") from None
-
-
-def import_timm() -> ModuleType:
-    """The optional package of other backbones, or an InputError that says how to get it."""
-    try:
-        import timm
-    except ImportError:
-        remedy = "pip install -r requirements-timm.txt"
-        raise InputError(f"ResNeSts and timm: backbones need timm: {remedy}") from None
-    return timm
+    name = name.removeprefix(PREFIX)
+    config = timm_models.config(name)
+    full = PREFIX + timm_models.full_name(name)
+    return {"backbone": full, "mean": list(config.mean), "std": list(config.std)}

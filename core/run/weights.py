@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InputError, first_line
-from core.method import backbones
-from core.method.backbones import PREFIX, TIMM, TORCHVISION, Pyramid, import_timm
+from core.method import backbones, timm_models
+from core.method.backbones import PREFIX, TIMM, TORCHVISION, Pyramid
 from core.method.networks import RULED_OUT, Network
 from core.run import artefacts, checkpoint, distributed
 
@@ -50,7 +50,7 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
     else:
         state = _find(state, backbone, source)
         if isinstance(backbone, Pyramid):
-            scale, shift = backbones.input_scale(backbone.name)  # on no meta device
+            scale, shift = timm_models.input_scale(backbone.name.removeprefix(PREFIX))
             state = backbone.from_timm(state) | {"scale": scale, "shift": shift}
         own = backbone.state_dict()
         state = {k: v for k, v in state.items() if k in own or not HEADS.search(k)}
@@ -172,7 +172,7 @@ def _download(name: str) -> dict[str, Tensor]:
     try:
         if name in TIMM or name.startswith(PREFIX):
             full = TIMM.get(name, name.removeprefix(PREFIX))
-            return import_timm().create_model(full, pretrained=True).state_dict()
+            return timm_models.import_timm().create_model(full, pretrained=True).state_dict()
         return torch.hub.load_state_dict_from_url(
             imagenet_url(name), map_location="cpu", check_hash=True, weights_only=True
         )
