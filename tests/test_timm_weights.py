@@ -113,6 +113,17 @@ def test_a_file_is_known_by_what_is_in_it(tmp_path, capsys):
             weights.load(tmp_path / "w.pth", "resnet18")
 
 
+@pytest.mark.parametrize("name", ["resnet18", "timm:convnext_atto", "timm:regnety_002"])
+def test_weights_that_were_exported(tmp_path, name):
+    """The model.safetensors of tools/export_model.py: a whole network of ours, by our names."""
+    network = Classifier(name, 2)
+    save = pytest.importorskip("safetensors").torch.save_file
+    save(network.state_dict(), tmp_path / "model.safetensors")
+    found = weights.load(tmp_path / "model.safetensors", name)
+    own = network.backbone.state_dict()
+    assert found.keys() == own.keys() and all(torch.equal(found[k], own[k]) for k in own)
+
+
 def test_mean_and_std_are_the_weights_own():
     """Images normalised as ImageNet's reach timm's network as its own weights want them."""
     network = backbones.build("timm:tf_efficientnet_lite0").eval()

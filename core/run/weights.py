@@ -28,8 +28,8 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
 
     `weights`: "none", "imagenet" for torchvision's or timm's (downloaded once), or a file: one of
     their checkpoints (also as safetensors, below other names, or of timm's in its order), or the
-    `model.pt` of any stage, whose backbone is taken. A file that is missing, damaged or of another
-    backbone is an InputError, and so is a failed download.
+    `model.pt` of any stage, also as exported safetensors, whose backbone is taken. A file that is
+    missing, damaged or of another backbone is an InputError, and so is a failed download.
     """
     if str(weights) == "none":
         return None
@@ -40,19 +40,22 @@ def load(weights: str | Path, name: str) -> dict[str, Tensor] | None:
         state: dict[str, Any] = _download(backbone.name)
     else:
         source, state = str(weights), _read(Path(weights))
-    if "weights" in state and "arguments" in state:  # a model.pt of this project
+    own = backbone.state_dict()
+    is_model = "weights" in state and "arguments" in state  # a model.pt of this project
+    if is_model:
         checkpoint.check_form(state, source)
         made_for = state["arguments"].get("backbone")
         if made_for != backbone.name:
             raise InputError(f"{source}: holds a {made_for}, not a {name}; change --backbone")
-        items = state["weights"].items()
-        state = {k.removeprefix("backbone."): v for k, v in items if k.startswith("backbone.")}
+    items = (state["weights"] if is_model else state).items()
+    part = {str(k).removeprefix("backbone."): v for k, v in items if str(k).startswith("backbone.")}
+    if is_model or part.keys() == own.keys():  # the latter: of tools/export_model.py
+        state = part
     else:
         state = _find(state, backbone, source)
         if isinstance(backbone, Pyramid):
             scale, shift = timm_models.input_scale(backbone.name.removeprefix(PREFIX))
             state = backbone.from_timm(state) | {"scale": scale, "shift": shift}
-        own = backbone.state_dict()
         state = {k: v for k, v in state.items() if k in own or not HEADS.search(k)}
     checkpoint.check_weights(backbone, state, source)
     return state
