@@ -15,7 +15,6 @@ from pathlib import Path
 
 import train_classification
 from core.errors import InputError
-from core.progress import Bar
 from core.run import optimizer, precision
 from core.run.plan import Plan
 from core.run.training import Trainer
@@ -144,7 +143,6 @@ def test_a_skipped_first_step_leaves_no_trace(tmp_path):
                         save_every=99)  # fmt: skip
             groups = optimizer.one_group(layer, 1e-4)
             trainer = Trainer(layer, groups, plan, tmp_path / str(skipped), CUDA)
-            trainer.bar = Bar(disable=True)
             views = torch.ones(1, 3, 4, 4).to(CUDA)
             for factor in ([torch.inf] if skipped else []) + [1.0, 1.0]:
                 trainer.begin([])

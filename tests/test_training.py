@@ -17,8 +17,8 @@ from core.method import losses
 from core.method.networks import AffinityNet, Classifier
 from core.method.puzzle import merge, tile
 from core.run import optimizer, training
+from core.run.log import Log
 from core.run.plan import Plan
-from core.run.record import Log
 from core.run.training import Trainer
 
 import numpy as np

@@ -1,9 +1,7 @@
-"""What a run was told, where it ran and what it saw: `run.json`, `log.jsonl`, and the lock."""
+"""What a run was told, where it ran and what it saw: `run.json`, and the lock."""
 
 import argparse
 import contextlib
-import json
-import os
 import resource
 import sys
 import time
@@ -190,8 +188,8 @@ class Run:
         """Say, and keep on record, that a BatchNorm saw batches of another size before."""
         resolved = self.record["resolved"]
         now = resolved.get("bn_batch")
-        if before is None or now is None or "grid" not in self.record["settings"]:
-            return  # only a classifier's are not frozen
+        if before is None or now is None or self.stage != "train_classification":
+            return  # the others' are frozen
         if str(before).split()[-1] != str(now):
             what = f"BatchNorm over {before} images before, over {now} from here"
             words = f"{what}: another result than of one number of processes; run.json says so"
@@ -287,41 +285,3 @@ def comparable(inputs: dict[str, str], other: dict[str, str]) -> dict[str, str]:
     """
     left_out = "images" if "contents" in inputs and "contents" in other else "contents"
     return {k: v for k, v in inputs.items() if k != left_out}
-
-
-class Log:
-    """`log.jsonl`: one JSON object a row, free of clock times, so that a resumed run's is equal."""
-
-    def __init__(self, path: Path, keep_bytes: int):
-        """Open for appending after cutting the file to its first `keep_bytes` bytes."""
-        self.path = path
-        path.touch()
-        os.truncate(path, min(keep_bytes, path.stat().st_size))
-        self.rows: list[dict[str, Any]] = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):  # a damaged line
-                self.rows.append(json.loads(line))
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row; it is on disk when this returns."""
-        with files.naming(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows.append(row)
-
-    def numbers(self, *names: str) -> Iterator[list[float]]:
-        """What the rows so far hold under these names; a row that lacks one is left out."""
-        for row in self.rows:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                yield [float(row[name]) for name in names]
-
-    def last_warning(self) -> list[str]:
-        """What the last row warns of, in a list; an empty one if of nothing."""
-        with contextlib.suppress(TypeError, KeyError, IndexError):
-            return [str(self.rows[-1]["warning"])]
-        return []
-
-    def bytes(self) -> int:
-        """Length of the file."""
-        return self.path.stat().st_size

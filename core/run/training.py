@@ -10,10 +10,11 @@ from typing import Any
 from core.data.datasets import TrainingViews
 from core.data.transforms import normalize
 from core.errors import InputError
+from core.progress import Bar
 from core.run import checkpoint, distributed, parallel, precision
+from core.run.log import Log
 from core.run.optimizer import sgd
 from core.run.plan import Plan
-from core.run.record import Log
 from core.run.tracking import Tracker
 
 import numpy as np
@@ -86,6 +87,7 @@ class Trainer:
         self.optimizer = sgd(groups, plan.lr, plan.momentum, fused)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=plan.amp == "fp16")
         self.step = 0
+        self.bar = Bar(disable=True)  # `batches` shows one
         self.rows: list[Tensor] = []  # of the microbatches since the last update
         self.pending: list[Tensor] = []  # of the updates since the last row of the log
         self.names: list[str] = []

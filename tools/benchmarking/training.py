@@ -14,7 +14,6 @@ from core.data import images
 from core.data.datasets import TrainingViews
 from core.data.transforms import RandomView, normalize
 from core.method.networks import AffinityNet, Classifier, DeepLabV3Plus
-from core.progress import Bar
 from core.run import optimizer, precision
 from core.run.plan import Plan
 from core.run.training import Trainer
@@ -81,9 +80,7 @@ class Training:
         @cache
         def trainer() -> Trainer:
             out = Path(tempfile.mkdtemp(dir=self.bench.folder))
-            made = Trainer(network, groups, plan, out, device)
-            made.bar = Bar(disable=True)  # `trainer.batches` would show one
-            return made
+            return Trainer(network, groups, plan, out, device)
 
         return lambda: self.step(trainer(), trainer().begin(load()))
 
