@@ -86,10 +86,10 @@ def main(argv: list[str] | None = None) -> None:
             return
         network = network.to(device, memory_format=torch.channels_last)
         pictures = {i: data.image_path(i) for i in ids}
-        seen = functools.partial(images.fit_size, side=args.max_side)
+        network_size = functools.partial(images.fit_size, side=args.max_side)
         if args.map == "hr_cam":  # which is as large as the image
-            seen = tuple
-        groups = inference.equal_size_batches(pictures, args.batch_images, device, seen)
+            network_size = tuple
+        groups = inference.equal_size_batches(pictures, args.batch_images, device, network_size)
         todo = inference.remaining(groups, args.out, ".npz")
         views = inference.pyramids(
             pictures, todo, args.scales, args.max_side, args.workers, device, "make_cam"

@@ -97,8 +97,8 @@ def main(argv: list[str] | None = None) -> None:
         options_of_walk = pad_to, args.radius, args.beta, args.log2_steps
         autocast = precision.autocast(amp, device)
         pictures = {i: data.image_path(i) for i in ids}
-        seen = functools.partial(padded_size, pad_to=pad_to)
-        groups = inference.equal_size_batches(pictures, args.batch_images, device, seen)
+        network_size = functools.partial(padded_size, pad_to=pad_to)
+        groups = inference.equal_size_batches(pictures, args.batch_images, device, network_size)
         todo = inference.remaining(groups, args.out, ".npz")
         in_order = [image_id for group in todo for image_id in group]
         read = inference.images_and_scores(data, in_order, args.scores, args.workers)

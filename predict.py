@@ -73,8 +73,8 @@ def find_pictures(given: list[Path]) -> dict[str, Path]:
         if path.is_dir():
             members = sorted(p for p in path.iterdir() if p.suffix.lower() in images.ENDINGS)
             members = [p for p in members if p.is_file() and not p.name.startswith(".")]
-            seen = [p for p in path.iterdir() if not (p.is_dir() or p.name.startswith("."))]
-            others = len(seen) - len(members)
+            visible = [p for p in path.iterdir() if not (p.is_dir() or p.name.startswith("."))]
+            others = len(visible) - len(members)
             if others and members and distributed.is_main():
                 what = f"{others} other files, no {images.FORMS}, or links that lead nowhere"
                 print(f"note: {path}: {what}", file=sys.stderr)
@@ -95,7 +95,7 @@ def find_pictures(given: list[Path]) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Refinement:
-    """What follows the network, for one picture: dense CRF, argmax, files.
+    """How one picture gets its files, from a segmentation's probabilities or a classifier's CAMs.
 
     Attributes:
         iterations: of the CRF; 0 leaves it out. device: where the CRF runs.
@@ -129,21 +129,21 @@ class Refinement:
         self, network: nn.Module, name: str, path: Path, scales: Sequence[float],
         class_threshold: float, threshold: float | None, device: torch.device,
     ) -> None:  # fmt: skip
-        """Write the files of a picture from the CAMs of the classes that a classifier sees."""
+        """Write the files of a picture from the CAMs of the classes that a classifier finds."""
         image = images.as_array(images.read_image(path))
         small = images.fit(image, self.max_side)
-        seen, maps = cam.seen(network, small, scales, class_threshold, device)
-        for index, score in zip(seen, maps.cpu().numpy(), strict=True):
+        classes, maps = cam.of_predicted_classes(network, small, scales, class_threshold, device)
+        for index, score in zip(classes, maps.cpu().numpy(), strict=True):
             file = f"{name}_{network.classes[index - 1]}.jpg"
             write_jpeg(self.out / "heat_maps" / file, visual.heat_map(small, score))
         labels = cam.label_map(maps, threshold)
         if self.iterations:
             how = {"backend": self.backend, "device": self.device}
-            labels = crf.refine_labels(small, labels, len(seen) + 1, self.iterations, **how)
+            labels = crf.refine_labels(small, labels, len(classes) + 1, self.iterations, **how)
         labels = torch.as_tensor(labels).long().cpu()
-        best = F.one_hot(labels, len(seen) + 1).permute(2, 0, 1).float()
+        best = F.one_hot(labels, len(classes) + 1).permute(2, 0, 1).float()
         label = segmentation.argmax_at_size(best, image.shape[:2])
-        self.write(name, image, np.array([0, *seen], np.uint8)[label])
+        self.write(name, image, np.array([0, *classes], np.uint8)[label])
 
     def write(self, name: str, image: np.ndarray, label: np.ndarray) -> None:
         """Write overlay and label map of a picture."""
@@ -169,32 +169,42 @@ def probabilities(
         yield from zip(group, probs.cpu() if host else probs, strict=True)
 
 
+def predict_by_cams(
+    args: argparse.Namespace,
+    network: nn.Module,
+    pictures: dict[str, Path],
+    refinement: Refinement,
+    device: torch.device,
+    autocast: torch.autocast,
+) -> list[str]:
+    """A classifier's label map of every picture that has none yet; the errors of the bad ones."""
+    errors: list[str] = []
+    threshold = None if args.threshold == "none" else args.threshold
+    how = args.scales, args.class_threshold, threshold, device
+    todo = inference.remaining(list(pictures), args.out, ".png")
+    with distributed.progress(len(todo), "predict") as bar:
+        for name in todo:
+            try:
+                with autocast, torch.inference_mode():
+                    refinement.activate(network, name, pictures[name], *how)
+            except InputError as error:
+                errors.append(str(error))
+            bar.update()
+    return errors
+
+
 def predict(
     args: argparse.Namespace,
     network: nn.Module,
     pictures: dict[str, Path],
     refinement: Refinement,
     device: torch.device,
-    amp: str,
+    autocast: torch.autocast,
 ) -> list[str]:
-    """Write the label map of every picture that has none yet; the errors of the bad ones."""
+    """The label map of every picture that has none yet; the errors of the bad ones."""
     errors: list[str] = []
-    autocast = precision.autocast(amp, device)
-    if isinstance(network, Classifier):
-        threshold = None if args.threshold == "none" else args.threshold
-        how = args.scales, args.class_threshold, threshold, device
-        todo = inference.remaining(list(pictures), args.out, ".png")
-        with distributed.progress(len(todo), "predict") as bar:
-            for name in todo:
-                try:
-                    with autocast, torch.inference_mode():
-                        refinement.activate(network, name, pictures[name], *how)
-                except InputError as error:
-                    errors.append(str(error))
-                bar.update()
-        return errors
-    seen = functools.partial(images.fit_size, side=args.max_side)
-    groups = inference.equal_size_batches(pictures, args.batch_images, device, seen, errors)
+    network_size = functools.partial(images.fit_size, side=args.max_side)
+    groups = inference.equal_size_batches(pictures, args.batch_images, device, network_size, errors)
     todo = inference.remaining(groups, args.out, ".png")
     views = inference.pyramids(
         pictures, todo, args.scales, args.max_side, args.workers, device, "predict", errors
@@ -253,7 +263,9 @@ def main(argv: list[str] | None = None) -> None:
         where = crf.device_of(backend, device) if args.crf else device
         iterations = args.crf_iterations if args.crf else 0
         refinement = Refinement(args.out, args.max_side, iterations, backend, where, overlays)
-        errors = predict(args, network, pictures, refinement, device, amp)
+        write = predict_by_cams if isinstance(network, Classifier) else predict
+        autocast = precision.autocast(amp, device)
+        errors = write(args, network, pictures, refinement, device, autocast)
         for error in errors:
             print(f"left out: {error}", file=sys.stderr)
         distributed.barrier()

@@ -105,16 +105,16 @@ def class_logits(network: Network, images: Tensor) -> Tensor:
     return maps.mean((2, 3)).unflatten(0, (2, -1)).mean(0)
 
 
-def seen(
+def of_predicted_classes(
     network: Network,
     image: np.ndarray,
     scales: Sequence[float],
     threshold: float,
     device: torch.device | str = "cpu",
 ) -> tuple[list[int], Tensor]:
-    """The classes that a classifier sees in an image without labels, and their CAMs.
+    """The classes that a classifier finds in an image without labels, and their CAMs.
 
-    Image uint8 (H, W, 3); seen is a class of at least the probability `threshold`, or else the
+    Image uint8 (H, W, 3); found is a class of at least the probability `threshold`, or else the
     likeliest one. Returns class indices 1..C, ascending, and float32 (K, H, W) in 0..1.
     """
     logits = class_logits(network, torch.from_numpy(image).permute(2, 0, 1)[None].to(device))[0]

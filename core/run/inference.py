@@ -32,12 +32,12 @@ def equal_size_batches(
     pictures: Mapping[str, Path],
     batch_images: int,
     device: torch.device,
-    seen: Callable[[Size], Size],
+    network_size: Callable[[Size], Size],
     errors: list[str] | None = None,
 ) -> list[list[str]]:
     """Group names whose pictures have the same size, as many as `together` says.
 
-    `seen`: the size at which the network sees a picture of a size, both (H, W).
+    `network_size`: the size at which the network sees a picture of a size, both (H, W).
     The grouping does not depend on the number of processes nor on what is done already, so every
     way of running a stage computes each image in the same batch and gives the same bytes. A bad
     picture is an InputError; with `errors` it is left out and noted there.
@@ -52,19 +52,19 @@ def equal_size_batches(
             errors.append(str(error))
     groups = []
     for size, names in by_size.items():
-        count = together(batch_images, seen(size), device)
+        count = together(batch_images, network_size(size), device)
         groups += [names[i : i + count] for i in range(0, len(names), count)]
     return groups
 
 
-def together(batch_images: int, seen: Size, device: torch.device) -> int:
+def together(batch_images: int, size: Size, device: torch.device) -> int:
     """How many images that a network sees at a size (H, W) are one batch: at most `batch_images`.
 
     On a GPU as many as have the pixels of four 1024 x 1024; on a CPU as many as leave something in
     its caches, at least one: of VOC's size a ResNet-50 takes 1.24 times as long over four, of
     128 x 128 a ResNet-18 0.76 times.
     """
-    return max(1, min(batch_images, PIXELS[device.type] // (seen[0] * seen[1])))
+    return max(1, min(batch_images, PIXELS[device.type] // (size[0] * size[1])))
 
 
 def remaining(items: Sequence[T], out: Path, suffix: str) -> list[T]:
@@ -132,8 +132,8 @@ def average_precision(
     """
     pictures = {i: data.image_path(i) for i in ids}
     side = recipe.CLASSIFICATION.sides[1]
-    seen = functools.partial(images.fit_size, side=side)
-    groups = distributed.share(equal_size_batches(pictures, CLASSIFIED, device, seen))
+    network_size = functools.partial(images.fit_size, side=side)
+    groups = distributed.share(equal_size_batches(pictures, CLASSIFIED, device, network_size))
     place = {image_id: row for row, image_id in enumerate(ids)}
     logits = torch.zeros(len(ids), len(data.classes), device=device)
     autocast = precision.autocast(precision.amp_type(amp, device), device)
