@@ -1,4 +1,4 @@
-# Sourced by scripts: an environment with the given requirement files, and their --help.
+# Sourced by scripts: an environment with the given requirement files, their --help, the tables' options.
 # Takes the active virtual or conda environment, else ./.venv, which demo.sh and test.sh make.
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -e .venv/bin/activate ]; then
   source .venv/bin/activate
@@ -29,6 +29,20 @@ no_options() {
   esac
   echo "error: $1: ${0##*/} takes no options; give them to a stage's own script" >&2
   exit 2
+}
+
+# table_options "$@": what SMALL, DATA, RUNS, SEEDS, BACKBONES and GPUS say to tools/tables.py, in `options`
+table_options() {
+  options=(${DATA:+--data "$DATA"} ${RUNS:+--runs "$RUNS"} ${SEEDS:+--seeds $SEEDS}
+    ${BACKBONES:+--backbones $BACKBONES} ${GPUS:+--gpus "$GPUS"})
+  if [ "${SMALL:-0}" != 0 ]; then
+    options+=(--small)
+    setup requirements.txt
+  fi
+  case " ${options[*]-} $* " in
+    *" --small "*) ;;
+    *) options+=(--hr-cam) ;; # at full size CAM column and affinity labels are of the released code's map
+  esac
 }
 
 # install_from requirements.txt: into the active environment, which of uv's making has no pip

@@ -5,13 +5,8 @@
 # Paper (val/test): ResNeSt-101 66.9/67.7, ResNeSt-269 71.9/72.2. Variables: see Table 1.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ "${SMALL:-0}" = 0 ]; then SMALL=; fi
 if [ "${TEST:-0}" = 0 ]; then TEST=; fi
 source scripts/setup.sh
-if [ -n "$SMALL" ]; then setup requirements.txt; fi
-HR_CAM=1 # on VOC the CAM column and the affinity labels are of the released code's map
-case "${SMALL:+--small} $* " in *"--small "*) HR_CAM= ;; esac
+table_options "$@"
 
-python tools/tables.py 3 ${SMALL:+--small} ${HR_CAM:+--hr-cam} ${DATA:+--data "$DATA"} ${RUNS:+--runs "$RUNS"} \
-  ${SEEDS:+--seeds $SEEDS} ${BACKBONES:+--backbones $BACKBONES} ${GPUS:+--gpus "$GPUS"} \
-  ${TEST:+--test} "$@"
+python tools/tables.py 3 "${options[@]}" ${TEST:+--test} "$@"
