@@ -29,7 +29,8 @@ from core.run.main import SAVERS, run_main
 from core.run.options import OneLineParser, integer, scale, side, weights
 
 CORES = len(os.sched_getaffinity(0))
-PACKAGES = dict.fromkeys(("numpy", "PIL", "cv2", "tqdm"), "pip install -r requirements.txt") | {
+REQUIRED = ("numpy", "PIL", "cv2", "tqdm", "matplotlib", "jinja2")
+PACKAGES = dict.fromkeys(REQUIRED, "pip install -r requirements.txt") | {
     "torch": "pip install -U torch torchvision; 2.4 or later is needed",
     "torchvision": "pip install -U torch torchvision, both from the same index",
 }
