@@ -60,8 +60,8 @@ class Labelling:
         both = [label_map(maps, threshold).numpy() for threshold in self.thresholds]
         if len(maps):
             how = {"backend": self.backend, "device": self.device}
-            field = crf.DenseCRF(image, **crf.LABEL_WIDTHS, **how)
-            both = field.refine_label_maps(both, len(maps) + 1, self.iterations)
+            dense_crf = crf.DenseCRF(image, **crf.LABEL_WIDTHS, **how)
+            both = dense_crf.refine_label_maps(both, len(maps) + 1, self.iterations)
         labels = confident_labels(*(scores.class_table()[each] for each in both))
         images.write_label(self.out / f"{image_id}.png", labels)
 

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
     inputs = {
         **data.inputs(ids, verify=args.verify),
-        "labels": artefacts.read_labels(args.labels, ids, data, True),
+        "labels": artefacts.read_labels(args.labels, ids, data, confident=True),
         "weights": weights.digest(args, start),
     }
     with Run("train_affinity", args, device, "model", data.classes, inputs, plan.resolved()) as run:

@@ -21,10 +21,11 @@ from core.method import losses
 from core.method.networks import Classifier
 from core.method.puzzle import merge, tile
 from core.run import distributed, inference, optimizer, options, precision, weights
+from core.run.log import Log
 from core.run.main import run_main
 from core.run.parallel import over_chunks
 from core.run.plan import Plan
-from core.run.record import Log, Run
+from core.run.record import Run
 from core.run.training import Trainer
 
 import torch
@@ -77,8 +78,9 @@ def held_out(
         pass
 
     def look(network: nn.Module) -> dict[str, float]:
-        words = (network, data, ids, labels, args.workers, device, args.val, args.amp)
-        found = inference.average_precision(*words)
+        found = inference.average_precision(
+            network, data, ids, labels, args.workers, device, args.val, args.amp
+        )
         each = {f"ap/{k}": ap for k, ap in found["average_precision"].items() if ap is not None}
         return {"ap": found["mean_average_precision"], **each}
 
@@ -117,7 +119,7 @@ def flat_maps(row: dict[str, float], log: Log, alpha: float) -> str | None:
     return (
         f"the class maps of present classes go flat: they rise {now:.2f} above their mean, at "
         f"their highest {highest:.2f}; L_re wins over the classification; give --re-seams drop "
-        "--re-scale relative, a lower --alpha or better --weights"
+        "--re-scale relative or better --weights"
     )
 
 

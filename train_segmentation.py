@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
     inputs = {
         **data.inputs(ids, verify=args.verify),
-        "labels": artefacts.read_labels(args.labels, ids, data, False),
+        "labels": artefacts.read_labels(args.labels, ids, data, confident=False),
         "weights": weights.digest(args, start),
     }
     run = Run("train_segmentation", args, device, "model", data.classes, inputs, plan.resolved())

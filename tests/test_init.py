@@ -41,7 +41,7 @@ def test_the_same_classes_take_all(pair, capsys):
     fresh = make(2)
     weights.take_rest(fresh, path, ["a", "b"])
     assert anew(fresh, made) == []
-    assert capsys.readouterr().out.endswith("nothing starts anew\n")
+    assert capsys.readouterr().out.endswith("newly initialised: nothing\n")
 
 
 @pytest.mark.parametrize("classes", [["b", "a"], ["a", "b", "c"]])
@@ -71,7 +71,7 @@ def test_a_training_goes_on_with_a_new_schedule(inputs, tmp_path, capsys):
     for name, value in before.items():
         if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6)
-    assert "nothing starts anew" in capsys.readouterr().out
+    assert "newly initialised: nothing" in capsys.readouterr().out
     torch.save(before, tmp_path / "bare.pt")
     with pytest.raises(InputError, match=r"bare\.pt"):
         run_stage(train_classification.main, *given, "--init", tmp_path / "bare.pt", "--overwrite")

@@ -57,7 +57,7 @@ LOST = {
         type("E", (RuntimeError,), {"__module__": "torch._inductor.exc"})(
             "backend='inductor' raised:\nno working C++ compiler"
         ),
-        "--compile: backend=.inductor. raised: no working C.. compiler; mend that, or leave",
+        "--compile: backend=.inductor. raised: no working C.. compiler; fix that, or leave",
     ),
     "CPU": (RuntimeError(CPU_TEXT), r"out of memory \(3000 MiB more wanted\); give"),
     "Windows": (RuntimeError("DefaultCPUAllocator: not enough memory"), "out of memory; give"),

@@ -1,7 +1,4 @@
-"""COCO's annotation files: what they say of each image, the masks they draw, masks of others.
-
-Another tool that takes COCO JSON exports can read them with this.
-"""
+"""COCO's annotation files: what they say of each image, the masks they draw, masks of others."""
 
 import hashlib
 from collections.abc import Iterable

@@ -164,7 +164,7 @@ def check_masks(
     """How many there are, damage, and whether they agree with the image-level labels."""
     if wrong := [p.mask_error for p in seen if p.mask_error]:
         found = f"{len(wrong)} of {split} cannot be taken; the first: {wrong[0]}"
-        yield "FAIL", "masks", found, "mend or remove them"
+        yield "FAIL", "masks", found, "fix or remove them"
     drawn = [p for p in seen if p.classes is not None]
     there = len(drawn) + len(wrong)
     if not there:

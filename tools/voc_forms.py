@@ -55,7 +55,7 @@ def as_label(data: bytes, name: str) -> np.ndarray:
             np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0, return_inverse=True
         )
         meant = [COLOURS.get(tuple(colour)) for colour in colours.tolist()]
-        if None not in meant:  # also of a palette that was saved anew, at other indices
+        if None not in meant:  # also of a palette that was saved again, at other indices
             label = np.array(meant)[where].reshape(image.height, image.width)
         elif image.mode == "P":
             label = np.asarray(image).astype(np.int64)
@@ -95,7 +95,7 @@ def _unzip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     except UNPACKING as error:
         why = "encrypted" if info.flag_bits & 1 else first_line(error)
         what = f"{archive.filename}/{info.filename}: cannot be unpacked ({why})"
-        raise InputError(f"{what}; pack it anew, or get it again") from None
+        raise InputError(f"{what}; pack it or get it again") from None
 
 
 def read_masks(path: Path, data: DataRoot) -> list[str]:

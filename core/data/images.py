@@ -252,7 +252,7 @@ def read_label(
 
 
 def _check_colours(path: Path, label: np.ndarray, palette: np.ndarray) -> None:
-    """Refuse a map that has been saved anew by its colours: VOC's, at other indices."""
+    """Refuse a map that has been saved again by its colours: VOC's, at other indices."""
     if np.array_equal(palette, VOC_COLOURS[: len(palette)]):
         return
     known = {tuple(VOC_COLOURS[i].tolist()): i for i in (*range(21), IGNORE)}

@@ -251,7 +251,7 @@ def explain(error: BaseException, options: set[str]) -> str | None:
         savers = [name for name in SAVERS if not (gpu and name == "--workers")]
     elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         why = " ".join(str(error).split())[:300]
-        return f"--compile: {why}; mend that, or leave --compile out and start again"
+        return f"--compile: {why}; fix that, or leave --compile out and start again"
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         remedy = REMEDIES.get(error.errno or 0, "")

@@ -38,7 +38,7 @@ def header(record: dict[str, Any], makes: Sequence[str], out: Path, there: int) 
         parts.append(f"weights {weights}")
     if steps_of := resolved.get("steps"):
         parts.append(f"{steps_of} steps of {settings['batch_size']} images")
-        is_frozen = "grid" not in settings  # of all networks but the classifier
+        is_frozen = record["stage"] != "train_classification"
         parts.append("BatchNorm frozen" if is_frozen else f"BatchNorm over {resolved['bn_batch']}")
     parts += [resolved.get("amp"), resolved.get("crf_backend")]
     many = f" and {record['processes'] - 1} more" * (record["processes"] > 1)

@@ -73,7 +73,7 @@ def of(args: argparse.Namespace) -> dict[str, Tensor] | None:
         what = f"{len(found or ())} tensors for the backbone {name}"
         if of_timm:  # those of the tag, which need not be the file's
             what += f" with mean {of_timm['mean']} and std {of_timm['std']}"
-        print(f"{args.weights}: {what}; the other layers start anew")
+        print(f"{args.weights}: {what}; the other layers are newly initialised")
     return found
 
 
@@ -101,9 +101,9 @@ def take_rest(
     taken = {k: theirs[k] for k in rest if k in fits and not k.startswith(of_classes)}
     checkpoint.check_finite({k: v for k, v in theirs.items() if k in own}, str(path))
     network.load_state_dict(taken, strict=False)
-    anew = [name for name in rest if name not in taken]
+    fresh = [name for name in rest if name not in taken]
     if distributed.is_main():
-        words = f"starts anew: {', '.join(anew)}" if anew else "nothing starts anew"
+        words = f"newly initialised: {', '.join(fresh) or 'nothing'}"
         print(f"{path}: the backbone and {len(taken)} more tensors are taken; {words}")
 
 

@@ -175,9 +175,9 @@ def torch_backend(bench: Bench) -> Rows:
     probs = torch.randn(21, *mask.shape).softmax(0).numpy()
 
     def refine(backend: str, iterations: int = 10) -> None:
-        field = crf.DenseCRF(photo, **crf.LABEL_WIDTHS, backend=backend, device=device)
+        dense_crf = crf.DenseCRF(photo, **crf.LABEL_WIDTHS, backend=backend, device=device)
         for _ in range(2 if iterations else 1):
-            field.refine_labels(labels, len(values), iterations)
+            dense_crf.refine_labels(labels, len(values), iterations)
 
     def refine_21(backend: str) -> None:
         crf.refine_probabilities(photo, probs, 10, backend, device)

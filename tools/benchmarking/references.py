@@ -154,11 +154,11 @@ def best_classes(folder: Path, image_id: str, threshold: float) -> tuple[np.ndar
 
 def affinity_label(image_path: Path, folder: Path, out: Path) -> None:
     """The authors' make_affinity_labels for one image: a new DenseCRF2D for each of two passes."""
-    image, sure = np.asarray(Image.open(image_path).convert("RGB")), []
+    image, labels = np.asarray(Image.open(image_path).convert("RGB")), []
     for threshold in (0.40, 0.10):
         keys, best = best_classes(folder, image_path.stem, threshold)
-        sure.append(keys[crf.refine_labels(image, best, len(keys), 10, backend="pydensecrf")])
-    label = np.where(sure[0] > 0, sure[0], np.where(sure[1] > 0, 255, 0))
+        labels.append(keys[crf.refine_labels(image, best, len(keys), 10, backend="pydensecrf")])
+    label = np.where(labels[0] > 0, labels[0], np.where(labels[1] > 0, 255, 0))
     Image.fromarray(label.astype(np.uint8)).save(out)
 
 
