@@ -115,15 +115,15 @@ class Refinement:
         The label map comes last: it says that the rest is there.
         """
         image = images.as_array(images.read_image(path))
+        size = image.shape[:2]
         if self.iterations:
             small = images.fit(image, self.max_side)
-            how = {"backend": self.backend, "device": self.device}
+            how = {"backend": self.backend, "device": self.device, "size": size}
             how["left_out"] = crf.may_leave_out(len(maps))
-            if small is image:  # the argmax is taken where the marginals are
-                self.write(name, image, crf.most_probable(image, maps, self.iterations, **how))
-                return
-            maps = crf.refine_probabilities(small, maps, self.iterations, **how)
-        self.write(name, image, segmentation.argmax_at_size(torch.as_tensor(maps), image.shape[:2]))
+            label = crf.most_probable(small, maps, self.iterations, **how)
+        else:
+            label = segmentation.argmax_at_size(torch.as_tensor(maps), size).cpu().numpy()
+        self.write(name, image, label)
 
     def activate(
         self, network: nn.Module, name: str, path: Path, scales: Sequence[float],
@@ -142,7 +142,7 @@ class Refinement:
             labels = crf.refine_labels(small, labels, len(classes) + 1, self.iterations, **how)
         labels = torch.as_tensor(labels).long().cpu()
         best = F.one_hot(labels, len(classes) + 1).permute(2, 0, 1).float()
-        label = segmentation.argmax_at_size(best, image.shape[:2])
+        label = segmentation.argmax_at_size(best, image.shape[:2]).numpy()
         self.write(name, image, np.array([0, *classes], np.uint8)[label])
 
     def write(self, name: str, image: np.ndarray, label: np.ndarray) -> None:

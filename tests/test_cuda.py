@@ -146,6 +146,10 @@ REFINEMENTS: dict[str, tuple[Callable, object]] = {
     "label map of the GPU": (crf.DenseCRF.refine_labels, PROBABILITIES.argmax(0)),
     "probabilities": (crf.DenseCRF.refine_probabilities, PROBABILITIES),
     "most probable": (crf.DenseCRF.most_probable, PROBABILITIES),
+    "most probable, larger": (
+        lambda model, probs, count: model.most_probable(probs, count, size=(70, 95)),
+        PROBABILITIES,
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from core.errors import InputError
+from core.method import segmentation
 from core.method.lattice import bilateral_lattice, spatial_lattice
 from core.recipe import LABEL_CRF, PROBABILITY_CRF
 
@@ -85,10 +86,11 @@ def most_probable(
     backend: str = "torch",
     device: Device = None,
     left_out: float = 0.0,
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """`DenseCRF.most_probable` of one image, at the segmentation's widths (80 and 13)."""
     crf = DenseCRF(image, **PROBABILITY_WIDTHS, backend=backend, device=device)
-    return crf.most_probable(probs, iterations, left_out)
+    return crf.most_probable(probs, iterations, left_out, size)
 
 
 def labels_that_count(probs: Tensor, left_out: float) -> Tensor:
@@ -185,13 +187,18 @@ class DenseCRF:
         _refuse(np.isnan(q[0, 0, 0]))
         return q
 
-    def most_probable(self, probs: Any, iterations: int, left_out: float = 0.0) -> np.ndarray:
-        """The argmax of `refine_probabilities`, taken on the device: a label is 1 byte, not 4 C.
+    def most_probable(
+        self, probs: Any, iterations: int, left_out: float = 0.0,
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """The argmax of `refine_probabilities`, taken on the device: marginals are 4 C bytes each.
 
+        Size: (H, W) to which the marginals are resized before, bilinearly; None: the image's own.
         Returns (H, W) labels, the lowest on ties: uint8, or int64 if C > 256.
         """
         q = self._marginals(probs, iterations, left_out)
-        best = torch.where(q[0].isnan(), -1, q.argmax(0).int()).cpu().numpy()
+        label = segmentation.argmax_at_size(q, size or self._size)
+        best = torch.where(q[0, 0, 0].isnan(), -1, label.int()).cpu().numpy()
         _refuse(best[0, 0] < 0)
         return best.astype(np.uint8 if len(q) <= 256 else np.int64)
 

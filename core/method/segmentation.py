@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from core.method import cam
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,23 +19,25 @@ def probabilities(network: cam.Network, copies: Sequence[Tensor], size: tuple[in
     return cam.summed(network, copies, size, nn.Identity()).softmax(1)
 
 
-def argmax_at_size(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """The index of the largest of (L, h, w) maps, bilinearly resized to (H, W): uint8 (H, W).
+def argmax_at_size(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """The index of the largest of (L, h, w) maps, bilinearly resized to (H, W), on their device.
 
-    Worked in bands of rows: all maps at full size would take L x H x W floats.
+    Uint8, or int64 if L > 256. Worked in bands of rows: all maps at full size would take L x H x W
+    floats.
     """
+    kind = torch.uint8 if len(maps) <= 256 else torch.int64
     if maps.shape[1:] == size:
-        return maps.argmax(0).to(torch.uint8).cpu().numpy()  # one byte a pixel leaves the GPU
+        return maps.argmax(0).to(kind)
     height, width = size
     # The source rows of align_corners=False, which F.interpolate offers for whole maps only.
     rows = (torch.arange(height, device=maps.device) + 0.5) * maps.shape[1] / height - 0.5
     rows = rows.clamp(0, maps.shape[1] - 1)
-    label = np.empty(size, np.uint8)
+    label = torch.empty(size, dtype=kind, device=maps.device)
     for start in range(0, height, BAND):
         band = rows[start : start + BAND]
         low = band.floor().long()
         high = (low + 1).clamp(max=maps.shape[1] - 1)
         between = torch.lerp(maps[:, low], maps[:, high], (band - low)[None, :, None])
         wide = F.interpolate(between[None], (len(band), width), mode="bilinear")[0]
-        label[start : start + BAND] = wide.argmax(0).to(torch.uint8).cpu().numpy()
+        label[start : start + BAND] = wide.argmax(0)
     return label
