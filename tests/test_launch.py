@@ -179,11 +179,13 @@ def test_bad_options(options, message, monkeypatch):
         launch.main(options)
 
 
-TOGETHER = """from core.run import distributed
+TOGETHER = """from core.run import distributed, precision
 import torch
 distributed.start("cpu")
 assert distributed.total(torch.ones(1)).item() == 2
 distributed.check_same(7, "the step")
+precision.fastest = lambda _: ("bf16", "fp16")[rank]
+assert precision.amp_type("auto", torch.device("cpu")) == "fp16"
 distributed.check_shared(folder)
 (folder / f"out{rank}").mkdir()
 try:

@@ -4,15 +4,26 @@ import contextlib
 import os
 from pathlib import Path
 
+from core.run import distributed
+
 import torch
 
+# The newest hardware's first.
 AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 
 def amp_type(choice: str, device: torch.device) -> str:
-    """Resolve --amp: "auto" is bf16 where that is fast, fp16 on older GPUs, off on other CPUs."""
+    """Resolve --amp: "auto" is bf16 where that is fast, fp16 on older GPUs, off on other CPUs.
+
+    Of several processes all take what the one with the oldest device can.
+    """
     if choice != "auto":
         return choice
+    return max(distributed.gather(fastest(device)), key=list(AMP_TYPES).index)
+
+
+def fastest(device: torch.device) -> str:
+    """What "auto" is on a device."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     with contextlib.suppress(OSError):
