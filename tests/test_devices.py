@@ -74,6 +74,9 @@ def test_tasks_that_are_not_told_how_many_a_machine_has(machine, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "8")
     with pytest.raises(InputError, match="this machine has 8 GPUs; the last is cuda:7"):
         distributed.start("auto")
+    called = machine(1, processes=4, local_rank=3)  # with --gpus-per-task=1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert distributed.start("auto") == torch.device("cuda:0") == called[0]
 
 
 def test_processes_without_gpus_use_gloo(machine):
@@ -152,6 +155,10 @@ def test_processes_share_the_cores(monkeypatch):
     assert parallel.Pool(0).jobs == 8
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
     assert shares() == (1, 1)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")  # tasks of srun
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
+    assert shares() == (12, 8)
 
 
 def where() -> tuple[int, str, int, str | None]:

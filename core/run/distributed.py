@@ -75,6 +75,8 @@ def _choose(device: str, several: bool) -> torch.device:
         remedy = f"start {gpus} (GPUS={gpus}), or give --device cpu"
         raise InputError(f"{what}: {here} processes on this machine, which has {has}; {remedy}")
     index = int(os.environ["LOCAL_RANK"]) if several else int(form[1] or 0)
+    if several and gpus == 1 and "LOCAL_WORLD_SIZE" not in os.environ:
+        index = 0  # srun --gpus-per-task=1 shows each task its own
     if index >= gpus:
         raise InputError(f"{what}: this machine has {has}; the last is cuda:{gpus - 1}")
     return torch.device("cuda", index)

@@ -28,7 +28,11 @@ CPU = torch.device("cpu")
 
 def cpu_count() -> int:
     """This process's share of the cores that the processes of this machine may use."""
-    return max(1, len(os.sched_getaffinity(0)) // distributed.local_world_size())
+    cores = len(os.sched_getaffinity(0))
+    of_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if distributed.world_size() > 1 and "LOCAL_WORLD_SIZE" not in os.environ and of_task.isdigit():
+        return max(1, min(cores, int(of_task)))  # srun's tasks, each usually bound to its own
+    return max(1, cores // distributed.local_world_size())
 
 
 def ignore_interrupts(_: int = 0) -> None:
