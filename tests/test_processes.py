@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures.process import BrokenProcessPool
 
 import make_cam
+import make_pseudo_labels
 import train_classification
 from core.errors import InputError
 from core.run import lock
@@ -109,7 +111,7 @@ def raising(error: BaseException):
 @pytest.mark.parametrize("what", LOST)
 def test_lost_memory_is_one_line(what, capsys):
     error, message = LOST[what]
-    options = ("--jobs", "--workers")
+    options = ("--jobs", "--workers", "--device")
     status, (line,) = end_of(raising(error), capsys, lambda: parser_of(*options))
     assert status == 1
     assert line.startswith("error: ") and line.endswith(" and start again")
@@ -117,15 +119,25 @@ def test_lost_memory_is_one_line(what, capsys):
     assert re.search(message, line), line
 
 
-def test_advice_is_of_this_script(capsys):
-    """Its own options in the order to try them; loaders take no GPU memory."""
+def test_advice_is_of_this_script(capsys, monkeypatch):
+    """Its own options in the order to try them; of a GPU those that can take less of it."""
 
     def line_of(error: BaseException, parser) -> str:
         return end_of(raising(error), capsys, parser)[1][0]
 
     gpu, cpu = LOST["CUDA"][0], LOST["CPU"][0]
     assert line_of(gpu, train_classification.get_args_parser).endswith(
-        "; give a larger --accumulate, a smaller --crop or --amp bf16 and start again"
+        "; give a larger --accumulate or a smaller --crop and start again"
+    )
+    assert line_of(gpu, make_pseudo_labels.get_args_parser).endswith(
+        "; give --device cpu and start again"
+    )
+    monkeypatch.setattr(sys, "argv", ["make_cam.py", "--amp=off", "--jobs", "4"])
+    assert line_of(gpu, make_pseudo_labels.get_args_parser).endswith(
+        "; give fewer --jobs and start again"
+    )
+    assert line_of(gpu, make_cam.get_args_parser).endswith(
+        "--max-side or --amp bf16 and start again"
     )
     assert line_of(cpu, make_cam.get_args_parser).endswith(
         "; give fewer --batch-images, smaller --scales, a smaller --max-side, fewer --workers or "
@@ -133,6 +145,41 @@ def test_advice_is_of_this_script(capsys):
     )
     assert line_of(cpu, lambda: parser_of("--crops")).endswith("; start it again")
     assert line_of(cpu, None).endswith("; start it again")
+
+
+NCCLS = """NCCL error in: /pytorch/torch/csrc/distributed/NCCLUtils.cpp:94, {}, NCCL version 2.27.5
+{}
+Last error:
+{}"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "message"),
+    [
+        (
+            "invalid usage",
+            "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 50000",
+            "error: NCCL: Duplicate GPU .* device 50000; start as many processes as there are GPUs",
+        ),
+        (
+            "unhandled system error",
+            "Error while creating shared memory segment /dev/shm/nccl-x (size 33030528)",
+            r"error: NCCL: Error while .* 33030528\); give /dev/shm more room",
+        ),
+        (
+            "remote process exited or there was a network error",
+            "socketProgress: Connection closed by remote peer node1<42>",
+            "error: lost the connection to the other processes .socketProgress: .*; start it again",
+        ),
+    ],
+)
+def test_what_nccl_says_last(kind, reason, message, capsys, monkeypatch):
+    """Its first line names a source file; the cause stands at the end."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    error = torch.distributed.DistBackendError(NCCLS.format(kind, "ncclSystemError: ...", reason))
+    status, (line,) = end_of(raising(error), capsys)
+    assert status == 1 and re.match(message, line), line
 
 
 def test_what_no_user_can_help_stays_a_traceback():

@@ -39,9 +39,15 @@ SAVERS = {
     "--workers": "fewer --workers",
     "--amp": "--amp bf16",
 }
+ON_A_GPU = {"--jobs", "--amp"}  # what helps there only where more was asked for
 ON_GPU = re.compile(r"\b(?:CUDA|HIP|NCCL|CUBLAS|CUDNN|CUSPARSE|CUSOLVER)|find an engine")
 WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ([KMGT]?i?B\w*)", re.IGNORECASE)
 LOST = re.compile("gloo|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
+NCCLS_REASON = re.compile(r"Last error:\s*(\S.*)")
+NCCLS_REMEDIES = {  # where no process is lost
+    "Duplicate GPU": "start as many processes as there are GPUs",
+    "shared memory": "give /dev/shm more room (docker run --shm-size=8g)",
+}
 LOST_LOADER = re.compile(r"DataLoader worker \(pid|</torch_")
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; "),
@@ -222,6 +228,11 @@ def explain(error: BaseException, options: set[str]) -> str | None:
         return str(error)
     if _lost_the_others(error):
         reason = re.sub(r"^\[\S+\] ", "", first_line(error, 300))  # gloo's own source file
+        if found := NCCLS_REASON.search(text):
+            reason = found[1].strip()[:300]
+            for words, remedy in NCCLS_REMEDIES.items():
+                if words in reason:
+                    return f"NCCL: {reason}; {remedy}"
         return f"lost the connection to the other processes ({reason.split('. ')[0]}); {again()}"
     if "AF_UNIX path too long" in text:
         return "TMPDIR is too long for the sockets of processes; set a shorter one, and start again"
@@ -248,7 +259,13 @@ def explain(error: BaseException, options: set[str]) -> str | None:
             number, unit = wanted.groups()
             size = f"{int(number) >> 20} MiB" if unit == "bytes" else f"{number} {unit}"
             what += f" ({size} more wanted)"
-        savers = [name for name in SAVERS if not (gpu and name == "--workers")]
+        savers = list(SAVERS)
+        if gpu:
+            # Loaders take none of a GPU's; one job and 16 bits are there already, unless told.
+            told = {word.partition("=")[0] for word in sys.argv}
+            savers = [s for s in SAVERS if s != "--workers" and (s not in ON_A_GPU or s in told)]
+            if "--device" in options and not options & set(savers):
+                return f"{what}; give --device cpu and start again"
     elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         why = " ".join(str(error).split())[:300]
         return f"--compile: {why}; fix that, or leave --compile out and start again"
