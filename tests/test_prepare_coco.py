@@ -299,3 +299,15 @@ def test_missing_images_folders_and_masks(source, capsys):
         (source / "coco").mkdir()
         (source / "coco" / "mine.txt").write_text("")
         prepare_coco.start(source / "coco", {})
+
+
+@needs_coder
+@pytest.mark.parametrize("how", ["copy", "hardlink", "symlink"])
+def test_pictures_that_lie_where_they_are_put_stay(source, how):
+    """Where the originals were deleted; nothing is replaced by a link to itself."""
+    root = run(source, "--link", how)
+    folder, before = root / "JPEGImages", state(root / "JPEGImages")
+    pictures = {path.name: path.read_bytes() for path in folder.iterdir()}
+    run(source, "--link", how, "--images", str(folder), str(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == pictures
+    assert state(folder) == before

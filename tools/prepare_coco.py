@@ -65,6 +65,8 @@ def look_at_images(folder: Path, chunk: list[Picture]) -> list[str]:
 def place(source: Path, target: Path, how: str) -> None:
     """Put a link to `source`, or a copy, at `target`, unless it is there."""
     is_link, source = target.is_symlink(), source.resolve()
+    if not is_link and target.resolve() == source:  # taken from where it is put
+        return
     if how == "symlink" and is_link and os.readlink(target) == str(source):
         return
     if how == "hardlink" and not is_link and target.exists() and target.samefile(source):
