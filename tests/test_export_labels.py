@@ -1,6 +1,8 @@
 """tools/export_labels.py: what each form says, filled in again, is the label map."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -196,6 +198,30 @@ def test_a_run_brings_its_classes(root, tmp_path, capsys):
     with pytest.raises(InputError, match="made for other classes"):
         export_labels.main([*command[:-1], "--data", str(root)])
     assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize("form", ["labelme", "coco"])
+def test_half_an_export_is_none(root, tmp_path, form):
+    labels, out = root / "SegmentationClass", tmp_path / "out"
+    last = sorted(labels.iterdir())[-1]
+    right = last.read_bytes()
+    write_label(last, np.zeros((3, 4), np.uint8))
+    command = [str(labels), "--data", str(root), "--form", form, "--out", str(out)]
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=last.name):
+        export_labels.main(command)
+    assert sorted(tmp_path.iterdir()) == before
+    last.write_bytes(right)
+    export_labels.main(command)
+
+
+def test_a_path_that_json_cannot_hold(root, tmp_path):
+    folder = tmp_path / os.fsdecode(b"l\xfcbeck")  # of Latin-1
+    shutil.copytree(root, folder)
+    command = [str(folder / "SegmentationClass"), "--data", str(folder), "--form", "labelme"]
+    with pytest.raises(InputError, match="a path that is not UTF-8; rename its folders"):
+        export_labels.main([*command, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("what", ["nothing", "no labels", "no classes"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import sys
 import tarfile
@@ -108,6 +109,20 @@ def test_refusals_leave_nothing(data: Path, monkeypatch: pytest.MonkeyPatch, kin
 def test_other_suffix_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"\.tgz"):
         export(data, monkeypatch, "--out", str(data / "mini.zip"))
+
+
+def test_another_file_is_not_replaced(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = export(data, monkeypatch)
+    export(data, monkeypatch)  # our own is
+    out.write_bytes(gzip.compress(b"my only backup"))
+    with pytest.raises(InputError, match="is there already, and none of this tool's"):
+        export(data, monkeypatch)
+    with tarfile.open(out, "w:gz") as archive:
+        archive.add(data / "predictions", "VOCdevkit")
+    before = out.read_bytes()
+    with pytest.raises(InputError, match="is there already, and none of this tool's"):
+        export(data, monkeypatch)
+    assert out.read_bytes() == before
 
 
 def test_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from core.errors import InputError
 from tools.polygons import polygons, run_lengths
 
 import numpy as np
@@ -70,6 +71,8 @@ def labelme(picture: Picture, classes: Sequence[str], tolerance: float, out: Pat
     path = picture.file
     if picture.path is not None:  # past links, as `..` leaves the folder that is meant
         path = os.path.relpath(picture.path.parent.resolve() / path, out.resolve())
+        if path != path.encode("utf-8", "replace").decode():
+            raise InputError(f"{picture.path}: a path that is not UTF-8; rename its folders")
     where = {"imagePath": path, "imageData": None}
     where |= {"imageHeight": picture.size[0], "imageWidth": picture.size[1]}
     made = {"version": "5.0.1", "flags": {}, "shapes": shapes} | where

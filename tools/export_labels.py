@@ -17,6 +17,7 @@ label (255) are not in them. The classes are run.json's, else those of --data. W
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
@@ -87,20 +88,24 @@ def main(argv: list[str] | None = None) -> None:
     if not paths:
         words = "pictures not given: they are named <id>.jpg; else give --pictures"
         print(f"note: {words}", file=sys.stderr)
-    folder = args.out if args.form == "labelme" else args.out.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = None if args.form == "labelme" else WRITERS[args.form](classes, args)
-    for image_id in Bar(ids, "export_labels", unit="image"):
-        path = paths.get(image_id)
-        size = images.image_size(path) if path is not None else None
-        label = images.read_label(args.labels / f"{image_id}.png", len(classes) + 1, size)
-        picture = Picture(image_id, path, label)
-        if writer is not None:
+
+    def pictures() -> Iterator[Picture]:
+        for image_id in Bar(ids, "export_labels", unit="image"):
+            path = paths.get(image_id)
+            size = images.image_size(path) if path is not None else None
+            label = images.read_label(args.labels / f"{image_id}.png", len(classes) + 1, size)
+            yield Picture(image_id, path, label)
+
+    if args.form == "labelme":
+        with files.new_folder(args.out) as folder:
+            for picture in pictures():
+                text = labelme(picture, classes, args.tolerance, args.out)
+                files.write_text(folder / f"{picture.id}.json", text)
+    else:
+        writer = WRITERS[args.form](classes, args)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        for picture in pictures():
             writer.add(picture)
-        else:
-            text = labelme(picture, classes, args.tolerance, args.out)
-            files.write_text(args.out / f"{image_id}.json", text)
-    if writer is not None:
         files.write_text(args.out, writer.text())
     print(f"{args.out}: {len(ids)} label maps")
 

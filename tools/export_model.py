@@ -12,7 +12,6 @@ ResNet-50 takes a minute or less.
 import contextlib
 import logging
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -200,10 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     meaning = meaning.format(stride=network.backbone.strides[-1])
     whole = FromPixels(network).eval()
 
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{args.out.name}.", dir=args.out.parent) as temporary:
-        folder = Path(temporary) / "model"
-        folder.mkdir()
+    with files.new_folder(args.out) as folder:
         with files.naming(args.out):
             write_onnx(folder / "model.onnx", whole, output)
             difference = compare(folder / "model.onnx", whole, onnxruntime)
@@ -231,7 +227,6 @@ def main(argv: list[str] | None = None) -> None:
             training=describe_training(record),
         )
         files.write_text(folder / "README.md", card)
-        folder.rename(args.out)
     print(f"{args.out}: ONNX equals PyTorch to {difference:.1e}; README.md says how to use it")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
 from core.data.scores import Scores
 from core.errors import InputError
-from core.files import atomic_path
+from core.files import naming, new_folder
 from core.progress import Bar
 from core.run import artefacts, options
 from core.run.main import run_main
@@ -35,12 +35,13 @@ def main(argv: list[str] | None = None) -> None:
     made = artefacts.read(args.scores, "scores", None)
     if args.out.exists() and any(args.out.iterdir()):
         raise InputError(f"{args.out}: not empty; choose a new folder")
-    args.out.mkdir(parents=True, exist_ok=True)
     names = [Path(name).stem for name in artefacts.read_sums(args.scores)]
-    for name in Bar(names, "export_scores", unit="image"):
-        scores = Scores.load(args.scores / f"{name}.npz", len(made["classes"]))
-        with atomic_path(args.out / f"{name}.npy") as path, open(path, "wb") as file:
-            np.save(file, np.array(foreign.to_form(scores, args.form), object))
+    with new_folder(args.out) as folder:
+        for name in Bar(names, "export_scores", unit="image"):
+            scores = Scores.load(args.scores / f"{name}.npz", len(made["classes"]))
+            theirs = np.array(foreign.to_form(scores, args.form), object)
+            with naming(args.out / f"{name}.npy"):
+                np.save(folder / f"{name}.npy", theirs)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ the VOC palette, whatever it had. The same label maps give the same bytes. Under
 """
 
 import argparse
+import contextlib
 import gzip
 import io
 import sys
 import tarfile
+import zlib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `core` from any directory
@@ -30,6 +32,18 @@ from tools import prepare_voc
 
 import numpy as np
 from PIL import Image
+
+INSIDE = "results/VOC2012/Segmentation/comp6_"  # how the server's paths begin
+
+
+def check_out(path: Path) -> None:
+    """Refuse to replace a file that is no such archive."""
+    damaged = (OSError, EOFError, zlib.error, tarfile.TarError)
+    first = None
+    with contextlib.suppress(*damaged), tarfile.open(path) as archive:
+        first = archive.next()
+    if path.exists() and (first is None or not first.name.startswith(INSIDE)):
+        raise InputError(f"{path}: is there already, and none of this tool's; choose another --out")
 
 
 def split_ids(split: str, data: DataRoot | None) -> list[str]:
@@ -59,7 +73,7 @@ def check_ids(folder: Path, ids: list[str], split: str) -> None:
 
 def write_archive(args: argparse.Namespace, ids: list[str], data: DataRoot | None) -> None:
     """Write the .tar.gz, all of it or nothing; names, times and owners are constants."""
-    inside = f"results/VOC2012/Segmentation/comp6_{args.split}_cls"
+    inside = f"{INSIDE}{args.split}_cls"
     with (
         files.atomic_path(args.out) as temporary,
         open(temporary, "wb") as file,
@@ -94,6 +108,7 @@ def main() -> None:
     args = get_args_parser().parse_args()
     if not args.out.name.endswith((".tar.gz", ".tgz")):
         raise InputError(f"{args.out}: the server takes .tar.gz or .tgz; rename --out")
+    check_out(args.out)
     data = DataRoot(args.data) if args.data is not None else None
     ids = split_ids(args.split, data)
     check_ids(args.predictions, ids, args.split)
