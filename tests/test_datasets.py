@@ -183,6 +183,15 @@ def test_a_name_in_another_unicode_form(data_root):
         DataRoot(data_root).image_path("\u00e9t\u00e9")
 
 
+def test_a_list_of_negatives_is_known(data_root):
+    """Nothing to train on, yet what there is to know of its images."""
+    (data_root / "labels.txt").write_text("train0\ntrain1\ntrain2 disc\n")
+    data = DataRoot(data_root)
+    with pytest.raises(InputError, match="no class for any image"):
+        data.image_labels(["train0", "train1"])
+    assert data.known_labels(["train0", "train1"]) == {"train0": [], "train1": []}
+
+
 def test_no_image_has_no_labels(data_root):
     """Neither with labels.txt nor with annotations is that an error."""
     assert DataRoot(data_root).image_labels([]) == {}

@@ -1,12 +1,16 @@
 """Other projects' score maps: every form in, ours out and in again, hostile files refused."""
 
 import io
+import json
 import os
 import pickle
+import shutil
+from pathlib import Path
 
 from core.data.datasets import DataRoot
 from core.data.scores import Scores, strided_size, upsample
 from core.errors import InputError
+from core.method.random_walk import rescale
 from core.run import artefacts
 from tools import export_scores, foreign, import_scores
 
@@ -244,6 +248,63 @@ def test_out_and_in_again(inputs, tmp_path, form):
             assert len(results) == 8
             for path in results:
                 assert path.read_bytes() == (inputs / folder / path.name).read_bytes()
+
+
+def test_walked_scores_out_and_in_again(inputs, tmp_path):
+    """Their samples may exceed 1; one class is not scaled for it, another not."""
+    folder = tmp_path / "rw"
+    shutil.copytree(inputs / "rw", folder)
+    maps = torch.full((2, *strided_size((48, 64))), 0.1)
+    maps[:, 5, 7] = torch.tensor([1.0, 0.7])  # between whose pixels it is highest
+    walked = rescale(maps, (48, 64))
+    assert walked.max() > 1
+    Scores(np.array([1, 3], np.uint8), walked.half().numpy(), (48, 64)).save(folder / "train0.npz")
+    scores = Scores.load(folder / "train0.npz", 3)
+    for form in ("irn", "puzzlecam"):
+        value = foreign.to_form(scores, form)
+        again = foreign.as_scores(value, tmp_path, [1, 3], 3, (48, 64), "")
+        assert (again.cam == scores.cam).all()
+
+
+def test_half_an_export_is_none(inputs, tmp_path):
+    """Where a file fails nothing is left that looks whole, nor in the way of the next try."""
+    folder, out = tmp_path / "cam", tmp_path / "out"
+    shutil.copytree(inputs / "cam", folder)
+    save = np.save
+
+    def stopped(path: Path, value: np.ndarray) -> None:
+        if path.stem == "train1":
+            raise KeyboardInterrupt
+        save(path, value)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "save", stopped)
+        export_scores.main([str(folder), "--out", str(out)])
+    assert [p.name for p in tmp_path.iterdir()] == ["cam"]
+    export_scores.main([str(folder), "--out", str(out)])
+    assert len(list(out.iterdir())) == len(list(folder.glob("*.npz")))
+
+
+def test_a_run_json_without_classes(inputs, tmp_path):
+    folder = tmp_path / "cam"
+    shutil.copytree(inputs / "cam", folder)
+    made = json.loads((folder / "run.json").read_text())
+    for classes in (None, 5, [1, 2, 3], {"disc": 1}):
+        (folder / "run.json").write_text(json.dumps(made | {"classes": classes}))
+        with pytest.raises(InputError, match=r"run\.json: no `classes`, a list of names; add it"):
+            export_scores.main([str(folder), "--out", str(tmp_path / "out")])
+
+
+def test_big_endian_numbers_are_refused_in_pickles(tmp_path):
+    """NumPy would take them for little-endian ones; plain files say which they are."""
+    path = tmp_path / "a.npy"
+    for name, kind in (("cam", ">f4"), ("keys", ">i8")):
+        value = dict(FORMS["irn"])
+        value[name] = np.asarray(value[name]).astype(kind)
+        with pytest.raises(InputError, match=r"a\.npy: big-endian numbers; save them by \.astype"):
+            foreign.load(saved(path, value))
+    plain = foreign.load(saved(path, CAM.astype(">f4")))
+    assert (plain == CAM).all()
 
 
 def test_a_file_that_is_missing(data_root, tmp_path):

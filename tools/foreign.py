@@ -14,6 +14,7 @@ Tensors, which IRN and Puzzle-CAM save for `cam` and IRN for `keys`, are read as
 import io
 import math
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,11 @@ def load(path: Path) -> Any:
             if not dtype.hasobject:
                 file.seek(0)
                 return npy.read_array(file, allow_pickle=False)
-            value = _Unpickler(file).load()
+            data = file.read()
+            if any(given == ">" for _, given, _ in pickletools.genops(data)):
+                what = "big-endian numbers; save them by .astype of '<f4' or '<i8'"
+                raise InputError(f"{path}: {what}")
+            value = _Unpickler(io.BytesIO(data)).load()
             return value.item() if isinstance(value, np.ndarray) and shape == () else value
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, its pickle {error}; save arrays and dicts") from None
@@ -165,8 +170,8 @@ def as_scores(
 
     Maps at stride 4 stay as they are; of full-size ones those samples are taken that upsampling
     restores (`scores.sample`); others are resized. What is below 0, as logits are, becomes 0, and
-    each map is divided by its maximum where that is above 1. Which: the entry of a dict to take, ""
-    for the first of `MAPS` that is there.
+    each map that at the image's size is above 1 is divided by its maximum. Which: the entry of a
+    dict to take, "" for the first of `MAPS` that is there.
 
     Raises InputError for another form, classes that the image does not have, NaN, or maps of the
     image before the EXIF of its file, `picture`, turned it.
@@ -197,7 +202,10 @@ def as_scores(
         maps = sample(maps)
     elif len(maps) and shape != grid:
         maps = F.interpolate(maps[None], grid, mode="bilinear")[0]
-    maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=1) if len(maps) else maps
+    if len(maps):
+        # Samples of walked maps may exceed 1; at the image's size rounding alone does.
+        highest, seen = (each.amax((1, 2), keepdim=True) for each in (maps, upsample(maps, size)))
+        maps = torch.where(seen > 1.001, maps / highest, maps)
     cam = maps.half().numpy() if len(maps) else np.zeros((0, *grid), np.float16)
     return Scores(np.array(labels, np.uint8), cam, size)
 

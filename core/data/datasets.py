@@ -151,12 +151,12 @@ class DataRoot:
         """The ground-truth label map of an id."""
         return self.root / folder / f"{image_id}.png"
 
-    def image_labels(self, ids: Sequence[str]) -> dict[str, list[int]]:
+    def image_labels(self, ids: Sequence[str], need_class: bool = True) -> dict[str, list[int]]:
         """Sorted class indices (1..C) in each image, from `labels.txt` or the VOC annotations.
 
         An id alone, or an annotation without objects, is a picture with none of the classes. Raises
-        InputError for an image without a line or file, an unknown class, a damaged file, or where
-        no image has a class.
+        InputError for an image without a line or file, an unknown class, a damaged file, or, with
+        `need_class`, where no image has a class.
         """
         path = self.root / "labels.txt"
         index = {name: i for i, name in enumerate(self.classes, 1)}
@@ -178,14 +178,14 @@ class DataRoot:
             bare = next(i for i in ids if not labels[i])
             what = f"no class for {bare!r}, yet classes.txt says `background: none`"
             raise InputError(f"{path if found else bare}: {what}; add its classes")
-        if labels and not any(labels.values()):
+        if need_class and labels and not any(labels.values()):
             raise InputError(f"{source}: no class for any image; add the image-level labels")
         return labels
 
     def known_labels(self, ids: Sequence[str]) -> dict[str, list[int]] | None:
         """`image_labels`, or None where they are not all known, say of a test set."""
         try:
-            return self.image_labels(ids)
+            return self.image_labels(ids, need_class=False)
         except InputError:
             return None
 
@@ -261,11 +261,11 @@ def read_annotation(path: Path) -> list[str]:
     return names
 
 
-def class_difference(theirs: Any, ours: Sequence[str]) -> str:
+def class_difference(theirs: Any, ours: Any) -> str:
     """One line on the first class that differs from the data set's."""
-    if not isinstance(theirs, list) or len(theirs) != len(ours):
-        count = len(theirs) if isinstance(theirs, list) else "unknown"
-        return f"made for other classes ({count}, the data set has {len(ours)})"
+    count, needed = (len(c) if isinstance(c, list) else "unknown" for c in (theirs, ours))
+    if count != needed or count == "unknown":
+        return f"made for other classes ({count}, the data set has {needed})"
     i = next(i for i, name in enumerate(ours) if theirs[i] != name)
     change = f"number {i + 1} was {theirs[i]!r}, in the data set it is {ours[i]!r}"
     return f"made for other classes: {change}"

@@ -65,6 +65,8 @@ def read(
     if record.get("finished") is not True:
         raise InputError(f"{folder}: not finished; start {record.get('stage')} again")
     theirs = record.get("classes")
+    if not isinstance(theirs, list) or not all(isinstance(name, str) for name in theirs):
+        raise InputError(f"{folder / 'run.json'}: no `classes`, a list of names; add it")
     if classes is not None and theirs != list(classes):
         raise InputError(f"{folder}: {class_difference(theirs, classes)}")
     sums = read_sums(folder)
