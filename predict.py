@@ -8,7 +8,7 @@
 Writes OUT/<name>.png (VOC palette, the picture's own size); of files and folders also
 OUT/overlays/<name>.jpg and OUT/overlays/legend.png. Four scales with mirror images and a dense
 CRF; about 2 minutes for VOC's val on an H100. A classifier's model.pt does as well: its masks are
-of the CAMs of the classes it sees, and OUT/heat_maps/<name>_<class>.jpg shows those. Network and
+of the CAMs of the classes it sees, and OUT/heat_maps/<name>/<class>.jpg shows those. Network and
 CRF never see more than `--max-side` pixels on the longer side (times the scale), so memory does not
 grow with the picture.
 """
@@ -134,8 +134,9 @@ class Refinement:
         small = images.fit(image, self.max_side)
         classes, maps = cam.of_predicted_classes(network, small, scales, class_threshold, device)
         for index, score in zip(classes, maps.cpu().numpy(), strict=True):
-            file = f"{name}_{network.classes[index - 1]}.jpg"
-            write_jpeg(self.out / "heat_maps" / file, visual.heat_map(small, score))
+            file = self.out / "heat_maps" / name / f"{network.classes[index - 1]}.jpg"
+            file.parent.mkdir(exist_ok=True)
+            write_jpeg(file, visual.heat_map(small, score))
         labels = cam.label_map(maps, threshold)
         if self.iterations:
             how = {"backend": self.backend, "device": self.device}
@@ -220,12 +221,22 @@ def predict(
     return errors
 
 
+def check_all_there(out: Path, pictures: dict[str, Path]) -> None:
+    """An InputError where a finished run left pictures out that could not be read."""
+    left = [name for name in pictures if not (out / f"{name}.png").exists()]
+    if left:
+        what = f"{len(left)} of {len(pictures)} pictures left out, named above"
+        remedy = "the others are done; predict these, once replaced, into another --out"
+        raise InputError(f"{what}; {remedy}")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser().parse_args(argv)
     if bool(args.pictures) == (args.data is not None):
         raise InputError("give either pictures and folders, or --data with --split")
     device = distributed.start(args.device)
     network = checkpoint.load_model(args.checkpoint, (DeepLabV3Plus, Classifier), None)
+    background = network.background
     inputs, known = {"checkpoint": artefacts.read_model(args.checkpoint)}, None
     if args.data is not None:
         data = DataRoot(args.data)
@@ -235,12 +246,12 @@ def main(argv: list[str] | None = None) -> None:
         ids = data.ids(args.split)
         pictures = {i: data.image_path(i) for i in ids}
         inputs |= data.inputs(ids, verify=args.verify)
-        known = data.known_labels(ids)
-        if not data.background:
-            args.threshold = "none"
+        known, background = data.known_labels(ids), data.background
     else:
         pictures = find_pictures(args.pictures)
         inputs["pictures"] = files.digest_files(pictures.values())
+    if not background:
+        args.threshold = args.settings["threshold"] = "none"
     amp = precision.amp_type(args.amp, device)
     backend = crf.require(args.crf_backend) if args.crf else "no CRF"
     resolved = {"amp": amp, "crf_backend": backend}
@@ -250,6 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     run = Run("predict", args, device, "labels", network.classes, inputs, resolved, list(pictures))
     with run:
         if run.finished:
+            check_all_there(args.out, pictures)
             return
         overlays = bool(args.pictures)
         if overlays:
@@ -270,16 +282,14 @@ def main(argv: list[str] | None = None) -> None:
             print(f"left out: {error}", file=sys.stderr)
         distributed.barrier()
         left = [name for name in pictures if not (args.out / f"{name}.png").exists()]
-        bad = f"{len(left)} of {len(pictures)} pictures left out, named above"
         if left and (args.data is not None or len(left) == len(pictures)):
+            bad = f"{len(left)} of {len(pictures)} pictures left out, named above"
             raise InputError(f"{bad}; replace them and start again with --overwrite")
         run.makes = [f"{name}.png" for name in pictures if name not in left]
         what = f"left out, {len(left)} that could not be read: {', '.join(left)}"
         warnings = [what[:200]] if left else []
         run.finish(known, warnings, images=len(run.makes))
-        if left:
-            remedy = "the others are done; predict these, once replaced, into another --out"
-            raise InputError(f"{bad}; {remedy}")
+        check_all_there(args.out, pictures)
     if overlays and distributed.is_main():
         print(f"{args.out}: {len(pictures)} label maps; overlays and a legend in overlays/")
 

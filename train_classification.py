@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> None:
         for batch in trainer.batches(TrainingViews(data, ids, view, args.seed, labels)):
             alpha = losses.alpha(trainer.step, plan.max_step, args.alpha, args.alpha_ramp)
             step(trainer, batch, alpha, args.grid, args.p_cls, re)
-        trainer.finish(data.classes)
+        trainer.finish(data)
         run.finish(steps=trainer.step, warnings=trainer.warnings())
 
 

@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         views = TrainingViews(data, ids, view, args.seed, label_folder=args.labels)
         for batch in trainer.batches(views):
             step(trainer, batch, args.balanced)
-        trainer.finish(data.classes)
+        trainer.finish(data)
         run.finish(steps=trainer.step, warnings=trainer.warnings())
 
 

@@ -96,10 +96,12 @@ def test_a_classifier_that_predicts(patches, tmp_path):
     ]
     run_stage(predict.main, *command, "--data", patches / "data", "--out", tmp_path / "data")
     picture = patches / "data/JPEGImages/val_00000.jpg"
-    run_stage(predict.main, *command, picture, "--threshold", "none", "--out", tmp_path / "own")
+    run_stage(predict.main, *command, picture, "--out", tmp_path / "own")  # as model.pt knows
     assert not labels_in(tmp_path / "data") & {0} and not labels_in(tmp_path / "own") & {0}
     same = [(tmp_path / each / "val_00000.png").read_bytes() for each in ("data", "own")]
     assert same[0] == same[1]
+    settings = json.loads((tmp_path / "own/run.json").read_text())["settings"]
+    assert settings["threshold"] == "none"
 
 
 def test_background_that_is_ruled_out():

@@ -97,11 +97,31 @@ def test_cams_and_masks_of_a_classifier(data_root, models, tmp_path):
     out = tmp_path / "out"
     picture = data_root / "JPEGImages" / "val0.jpg"
     run(out, models["classifier"], picture, "--class-threshold", 0, "--no-crf")
-    assert {p.name for p in (out / "heat_maps").iterdir()} == {f"val0_{c}.jpg" for c in CLASSES}
+    assert {p.stem for p in (out / "heat_maps/val0").iterdir()} == set(CLASSES)
     mask = np.array(Image.open(out / "val0.png"))
     assert mask.shape == (48, 64) and mask.max() <= 3
     run(out, models["classifier"], picture, "--class-threshold", 1, "--overwrite")
-    assert len(list((out / "heat_maps").iterdir())) == 1  # the likeliest; the others are gone
+    assert len(list((out / "heat_maps/val0").iterdir())) == 1  # the likeliest; the others are gone
+
+
+def test_names_that_meet(data_root, models, tmp_path):
+    """A picture's name and a class of another's: each has heat maps of its own."""
+    picture = Image.open(data_root / "JPEGImages/val0.jpg")
+    for name in ("a", "a_hot"):
+        picture.save(tmp_path / f"{name}.png")
+    torch.manual_seed(0)
+    network = Classifier("resnet18", 2)
+    checkpoint.save_model(tmp_path / "model.pt", network, ["hot_dog", "dog"])
+    out, given = tmp_path / "out", [tmp_path / "a.png", tmp_path / "a_hot.png"]
+    run(out, tmp_path / "model.pt", *given, "--class-threshold", 0, "--no-crf")
+    maps = sorted(str(p.relative_to(out / "heat_maps")) for p in out.rglob("*.jpg")
+                  if "heat_maps" in p.parts)  # fmt: skip
+    assert maps == ["a/dog.jpg", "a/hot_dog.jpg", "a_hot/dog.jpg", "a_hot/hot_dog.jpg"]
+    (out / "run.json").write_text((out / "run.json").read_text().replace("true", "false"))
+    for folder in ("overlays", "heat_maps/a"):
+        (out / folder / ".b.jpg.7.tmp").touch()  # of a start that was killed
+    run(out, tmp_path / "model.pt", *given, "--class-threshold", 0, "--no-crf", "--overwrite")
+    assert not list(out.rglob(".*.tmp"))
 
 
 def test_a_band_at_a_time_is_the_whole_interpolation():
@@ -140,9 +160,12 @@ def test_bad_pictures_are_named_and_the_others_go_on(data_root, models, tmp_path
     (folder / "gone.jpg").symlink_to("nowhere.jpg")
     out = tmp_path / "out"
     arguments = [models["segmentation"], folder, "--no-crf", "--max-side", 48]
-    with pytest.raises(InputError, match="1 of 3 pictures"):
+    with pytest.raises(InputError, match="1 of 3 pictures left out, named above; the others are"):
         run(out, *arguments)
     said = capsys.readouterr().err
+    with pytest.raises(InputError, match="1 of 3 pictures left out, named above; the others are"):
+        run(out, *arguments)  # and no other end the second time
+    assert "could not be read: val1" in capsys.readouterr().err
     assert "val1.jpg: not a readable" in said and "2 other files, no JPEG" in said
     assert sorted(p.stem for p in out.glob("*.png")) == ["val0", "val2"]
     made = artefacts.read(out, "labels", CLASSES, ["val0", "val2"])  # finished, without the other

@@ -82,6 +82,8 @@ def check_form(state: dict[str, Any], source: str) -> None:
     crop = state.get("crop", 0)  # older files have none
     if not isinstance(crop, int) or not 0 <= crop <= MAX_CROP:
         raise InputError(f"{source}: not a model.pt of this project: its crop is no side")
+    if not isinstance(state.get("background", True), bool):  # older files have none
+        raise InputError(f"{source}: not a model.pt of this project: its background is no bool")
     if not 1 <= len(state["classes"]) <= 254:
         raise InputError(f"{source}: holds {len(state['classes'])} classes; 1 to 254 are possible")
     for name in state["classes"]:
@@ -115,25 +117,30 @@ def check_finite(state: dict[str, Tensor], source: str) -> None:
         raise InputError(f"{source}: {name!r} holds NaN or inf; take an earlier checkpoint")
 
 
-def save_model(path: Path, network: nn.Module, classes: list[str], crop: int = 0) -> None:
+def save_model(
+    path: Path, network: nn.Module, classes: list[str], crop: int = 0, background: bool = True
+) -> None:
     """Write `model.pt`: finite weights, the arguments that rebuild the network, the class names.
 
-    `crop`: side of the views that it was trained on; 0: not known.
+    `crop`: side of the views that it was trained on; 0: not known. `background`: whether a pixel
+    may be of no class.
     """
     weights = network.state_dict()
     check_finite(weights, str(path))
     weights = {name: tensor.cpu() for name, tensor in weights.items()}  # of no GPU's number
     state = {"network": type(network).__name__, "arguments": network.arguments}
-    save(path, state | {"classes": list(classes), "crop": crop, "weights": weights})
+    known = {"classes": list(classes), "crop": crop, "background": background}
+    save(path, state | known | {"weights": weights})
 
 
 def load_model(
     path: Path, kinds: Sequence[type[nn.Module]], classes: list[str] | None
 ) -> nn.Module:
-    """Rebuild the network of a `model.pt`, one of `kinds`, in eval mode; with `classes` and `crop`.
+    """Rebuild the network of a `model.pt`, one of `kinds`, in eval mode.
 
-    `classes`: the class names of the data set; None takes the checkpoint's as they are. A foreign
-    or damaged file, another kind of network and other classes are InputErrors.
+    It bears `classes`, `crop` and `background` as `save_model` has them. `classes`: the class names
+    of the data set; None takes the checkpoint's as they are. A foreign or damaged file, another
+    kind of network and other classes are InputErrors.
     """
     state = load(path)
     check_form(state, str(path))
@@ -156,6 +163,8 @@ def load_model(
     check_weights(skeleton, state["weights"], str(path))
     network = network_class(**state["arguments"])
     network.load_state_dict(state["weights"], strict=False)
-    for name, value in (("classes", list(state["classes"])), ("crop", state.get("crop", 0))):
+    bears = {"classes": list(state["classes"]), "crop": state.get("crop", 0)}
+    bears["background"] = state.get("background", True)
+    for name, value in bears.items():
         setattr(network, name, value)
     return network.eval()

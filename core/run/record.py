@@ -178,8 +178,9 @@ class Run:
                 self._note_batch(mapping(old, "resolved").get("bn_batch"))
         elif any(p.is_file() and not p.name.startswith(".") for p in self.out.rglob("*")):
             raise InputError(f"{self.out}: holds files but no run.json; choose an empty directory")
-        for path in self.out.glob(".*.tmp"):  # what a killed run left half-written
-            path.unlink()
+        for folder in (".", "overlays", "heat_maps/*"):
+            for path in self.out.glob(f"{folder}/.*.tmp"):  # what a killed run left half-written
+                path.unlink()
         self._write()
         write_sums(self.out, dict.fromkeys(self.makes, "-"))
         return 0
@@ -207,7 +208,7 @@ class Run:
             yield "overlays/legend.png"
             for name in (Path(each).stem for each in makes):
                 yield f"overlays/{name}.jpg"
-                yield from (f"heat_maps/{name}_{each}.jpg" for each in old.get("classes") or ())
+                yield from (f"heat_maps/{name}/{each}.jpg" for each in old.get("classes") or ())
 
     def _compare(self, old: dict[str, Any]) -> str:
         """What forbids going on from an earlier run.json, in one line; empty if nothing does."""

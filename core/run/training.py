@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from core.data.datasets import TrainingViews
+from core.data.datasets import DataRoot, TrainingViews
 from core.data.transforms import normalize
 from core.errors import InputError
 from core.progress import Bar
@@ -53,7 +53,7 @@ class Trainer:
                     loss = ...trainer.network(images)...
                 trainer.backward(loss, term=...)
             trainer.update()
-        trainer.finish(classes)
+        trainer.finish(data)
 
     `groups`: see `core.run.optimizer`. `out`: where `last.pt`, `log.jsonl` and `model.pt` go.
     `identity`: of the run, which alone goes on from its `last.pt`. `warn` looks at each log
@@ -289,8 +289,9 @@ class Trainer:
         }
         checkpoint.save(self.out / "last.pt", state)
 
-    def finish(self, classes: list[str]) -> None:
-        """Write `model.pt`."""
+    def finish(self, data: DataRoot) -> None:
+        """Write `model.pt`, with what there is to know of the labels."""
         self.tracker.finish()
         if distributed.is_main():
-            checkpoint.save_model(self.out / "model.pt", self.plain, classes, self.plan.crop)
+            known = data.classes, self.plan.crop, data.background
+            checkpoint.save_model(self.out / "model.pt", self.plain, *known)
