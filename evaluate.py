@@ -100,12 +100,15 @@ def print_table(figures: dict[str, Any]) -> None:
     if figures.get("boundary_miou") is not None:
         print(f"{'boundary IoU, mean':<20}{figures['boundary_miou']:6.2f}")
     if figures["threshold"] is not None:
-        print(f"{'best threshold':<20}{figures['threshold']:6.2f}  (chosen on these masks)")
+        thresholds = [each["threshold"] for each in figures["sweep"]]
+        name = "best threshold" if thresholds else "threshold"
+        how = "chosen on these masks" if thresholds else "given"
+        print(f"{name:<20}{figures['threshold']:6.2f}  ({how})")
         for key, word in (("at_default", "default"), ("at_auto", "auto, label-free")):
             if other := figures.get(key):
                 level = f" {other['threshold']:.2f}" if "threshold" in other else ""
                 print(f"{'mIoU at ' + word + level:<26}{other['miou']:6.2f}")
-        if figures["threshold"] in [figures["sweep"][end]["threshold"] for end in (0, -1)]:
+        if figures["threshold"] in (thresholds[:1] + thresholds[-1:]):
             print("the best threshold lies at the end of the range; widen --thresholds")
     if figures["map"] is not None:
         print(f"{'map':<20}{figures['map']}")
@@ -149,18 +152,34 @@ def inputs_of(
         inputs["scores"], map_name = made["digest"], artefacts.mapping(made, "results").get("map")
     elif args.labels is not None:
         inputs["labels"] = artefacts.read_labels(args.labels, ids, data)
+        if (path := args.labels / "run.json").exists():
+            made = files.read_json(path, "make the labels again")
+            map_name = artefacts.mapping(made, "results").get("map")
     else:
         inputs["checkpoint"] = artefacts.read_model(args.checkpoint, data.classes)
     return inputs, map_name
+
+
+def note_trained_on(args: argparse.Namespace, data: DataRoot, ids: list[str]) -> None:
+    """Warn where a classifier was trained on images that it is scored on, as its run.json says."""
+    beside = args.classifier.with_name("run.json")
+    with contextlib.suppress(InputError):  # none is there, or the list is gone
+        how = artefacts.mapping(files.read_json(beside, ""), "arguments")
+        if Path(str(how.get("data"))).resolve() == args.data.resolve():
+            both = len(set(ids) & set(data.ids(str(how.get("split")))))
+            if both and distributed.is_main():
+                what = f"the classifier was trained on {both} of these {len(ids)} images"
+                print(f"warning: {what}: give --split another list", file=sys.stderr)
 
 
 def ground_truth(args: argparse.Namespace, digest: str) -> dict[str, str]:
     """What the figures are against: the masks' folder, or the rule that tools/prepare_coco.py drew
     them by, and their digest."""
     rule, prepared = args.masks, args.data / "coco.json"
-    if prepared.exists() and args.masks == "SegmentationClass":
-        masks = files.read_json(prepared, "prepare the data again").get("masks") or {}
-        rule = masks.get("rule", rule)
+    if args.masks == "SegmentationClass":
+        with contextlib.suppress(InputError):  # no such file, or one of another tool's
+            masks = artefacts.mapping(files.read_json(prepared, ""), "masks")
+            rule = masks.get("rule", rule)
     return {"masks": str(rule), "digest": digest}
 
 
@@ -202,7 +221,10 @@ def main(argv: list[str] | None = None) -> None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "predictions"
                 stack.callback(setattr, ending, "resumes", "")  # nothing stays to go on from
             command = prediction_command(args, folder, more)
-            made["predict"] = predict.get_args_parser().parse_args(command).settings
+            predicted = predict.get_args_parser().parse_args(command)
+            if predicted.out != folder:
+                parser.error("--out is predict.py's; give --save-predictions")
+            made["predict"] = predicted.settings
         known = scored_before(args, made)
         # Predictions that were asked for may have been deleted since.
         if args.checkpoint is not None and (args.save_predictions is not None or known is None):
@@ -210,11 +232,15 @@ def main(argv: list[str] | None = None) -> None:
         if known is not None:
             if distributed.is_main():
                 print(f"{args.json}: scored before, with these settings and inputs")
-                print_table(known)
+                try:
+                    print_table(known)
+                except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+                    raise InputError(f"{args.json}: damaged; give --overwrite") from None
             return
         if args.classifier is not None:
             network = checkpoint.load_model(args.classifier, (Classifier,), data.classes)
             network = network.to(device, memory_format=torch.channels_last)
+            note_trained_on(args, data, ids)
             figures = inference.average_precision(
                 network, data, ids, data.image_labels(ids), args.workers, device, "evaluate"
             )

@@ -89,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         thresholds = args.foreground_threshold, low
         labelling = Labelling(args.out, thresholds, args.crf_iterations, backend, where)
         inference.label_images(labelling, data, ids, args, where)
-        run.finish(data.known_labels(ids), images=len(ids))
+        made_of = artefacts.mapping(scores, "results").get("map")
+        run.finish(data.known_labels(ids), images=len(ids), map=made_of)
 
 
 if __name__ == "__main__":

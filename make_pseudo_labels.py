@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> None:
         if used and data.background and distributed.is_main():
             each = f" (each image its own, {min(used):.2f} to {max(used):.2f} of {len(used)})"
             print(f"background score {np.mean(used):.2f}{each if args.threshold == 'auto' else ''}")
-        run.finish(data.known_labels(ids), images=len(ids))
+        made_of = artefacts.mapping(scores, "results").get("map")
+        run.finish(data.known_labels(ids), images=len(ids), map=made_of)
 
 
 if __name__ == "__main__":

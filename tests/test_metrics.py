@@ -13,6 +13,7 @@ from core.data import images
 from core.data.datasets import DataRoot
 from core.data.metrics import BoundaryIoU, ConfusionMatrix, ThresholdSweep, average_precision
 from core.data.transforms import normalize
+from core.errors import InputError
 from core.method.networks import Classifier
 from core.recipe import EVALUATION
 from core.run import checkpoint, precision
@@ -174,6 +175,11 @@ def test_figures_name_their_ground_truth(data_root, tmp_path, capsys):
     figures = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("voc", "coco")]
     found = [each["ground_truth"] for each in figures]
     assert [truth["masks"] for truth in found] == ["SegmentationClass", "smallest on top"]
+    for others in ("[]", '{"masks": "mine"}', "text"):  # another tool's
+        (data_root / "coco.json").write_text(others)
+        run_stage(evaluate.main, *given, tmp_path / "coco.json", "--overwrite")
+        truth = json.loads((tmp_path / "coco.json").read_text())["ground_truth"]
+        assert truth["masks"] == "SegmentationClass"
     digest = files.digest_files([masks / f"{i}.png" for i in DataRoot(data_root).ids("train")])
     assert {truth["digest"] for truth in found} == {digest}
     assert f"smallest on top (digest {digest})" in capsys.readouterr().out
@@ -203,7 +209,12 @@ def test_a_classifier_is_scored_without_masks(inputs, tmp_path, capsys):
     command = ("--data", root, "--split", "val", "--device", "cpu", "--workers", 0)
     command += ("--classifier", model.parent, "--json", tmp_path / "run/classification.json")
     run_stage(evaluate.main, *command)
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "was trained on" not in err
+    trained = ("--data", inputs / "data", "--split", "train", "--classifier", model)
+    run_stage(evaluate.main, *trained, "--device", "cpu", "--workers", 0)
+    warning = "warning: the classifier was trained on 8 of these 8 images: give --split another"
+    assert warning in capsys.readouterr().err
     found = json.loads((tmp_path / "run/classification.json").read_text())
     data = DataRoot(root)
     ids = data.ids("val")
@@ -300,7 +311,7 @@ def test_figures_say_what_the_masks_were_used_for(inputs, tmp_path, capsys):
         more = ("--split", "train", "--scores", inputs / "rw", "--no-crf", "--workers", 0)
         run_stage(make_pseudo_labels.main, *base, *more, "--threshold", threshold, "--out", labels)
         made = scored("--labels", labels)
-        assert made["masks_used_for"] == "score"
+        assert made["masks_used_for"] == "score" and made["map"] == found["map"]
         for name in ("miou", "fp", "fn"):
             assert made[name] == pytest.approx(found[key][name], abs=1e-9)
         assert sum(map(sum, made["confusion"])) == sum(map(sum, found["confusion"]))
@@ -308,7 +319,14 @@ def test_figures_say_what_the_masks_were_used_for(inputs, tmp_path, capsys):
     few = tmp_path / "few.json"
     more = ("--split", "train", "--scores", inputs / "rw", "--thresholds", 0.3, "--json", few)
     run_stage(evaluate.main, *base, *more)
-    assert json.loads(few.read_text())["at_default"] is None
+    one = json.loads(few.read_text())
+    assert one["at_default"] is None
+    assert one["threshold"] == 0.3 and one["masks_used_for"] == "score" and one["sweep"] == []
+    out = capsys.readouterr().out
+    assert "(given)" in out and "chosen on" not in out and "widen" not in out
+    few.write_text(few.read_text().replace('"miou"', '"mean"'))  # somebody's edit
+    with pytest.raises(InputError, match=r"few\.json: damaged; give --overwrite"):
+        run_stage(evaluate.main, *base, *more)
 
 
 def test_masks_without_any_class_give_no_nan(data_root, tmp_path, capsys):

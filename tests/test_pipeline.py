@@ -202,7 +202,14 @@ def test_evaluate_passes_options_on_to_predict(finished, tmp_path):
     run_stage(evaluate.main, *base, *small)
     assert json.loads((tmp_path / "val.json").read_text())["run"]["predict"]["crf"] is False
     assert [p.name for p in tmp_path.iterdir()] == ["val.json"]
-    for wrong in (["--no-such-option"], ["--scores", runs / "cam"], ["--thresholds", 0.3]):
+    other = ["--out", tmp_path / "out"]  # the figures would be those of another folder
+    for wrong in (
+        ["--no-such-option"],
+        ["--scores", runs / "cam"],
+        ["--thresholds", 0.3],
+        other,
+        [*other, "--save-predictions", tmp_path / "kept"],
+    ):
         with pytest.raises(SystemExit):
             run_stage(evaluate.main, *base, *small, *wrong)
     with pytest.raises(SystemExit):

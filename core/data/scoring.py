@@ -35,7 +35,7 @@ class OfScores:
         self.auto.matrix = total(self.auto.matrix)
 
     def figures(self, data: DataRoot) -> dict[str, Any]:
-        """At the best threshold, which the masks chose; beside it the sweep, default and auto."""
+        """At the best threshold, which the masks chose of several; the sweep, default and auto."""
         rows = [figures(matrix, data) for matrix in self.sweep.confusions()]
         best = int(np.argmax([row["miou"] for row in rows]))
         if not data.background:
@@ -47,12 +47,13 @@ class OfScores:
             for t, row in zip(thresholds, rows, strict=True)
         ]
         usual = [each for each in sweep if each["threshold"] == PSEUDO_LABELS.threshold]
+        chosen = len(thresholds) > 1
         return rows[best] | {
             "threshold": thresholds[best],
-            "masks_used_for": "threshold and score",
+            "masks_used_for": "threshold and score" if chosen else "score",
             "at_default": usual[0] if usual else None,
             "at_auto": {key: figures(self.auto, data)[key] for key in keys},
-            "sweep": sweep,
+            "sweep": sweep if chosen else [],
         }
 
 
