@@ -215,7 +215,9 @@ def test_synthetic_data_come_first(house: Path, monkeypatch: pytest.MonkeyPatch)
     assert second.startswith(f"train_classification.py --data {house / 'runs/data'} --split train")
 
 
-@pytest.mark.parametrize("given", [["--with", "cams=--scales 1"], ["--with", "cam"], []])
+@pytest.mark.parametrize(
+    "given", [["--with", "cams=--scales 1"], ["--with", "cam"], ["--with", "cam='"], []]
+)
 def test_what_cannot_work_is_said_first(given: list[str], tmp_path: Path) -> None:
     with pytest.raises(tables.InputError):
         tables.main(["1", "--data", str(tmp_path / "none"), "--runs", str(tmp_path), *given])

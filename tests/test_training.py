@@ -272,5 +272,5 @@ def test_flat_maps_are_warned_of(data_root, tmp_path, capsys, monkeypatch):
     more = ("--lr", 1e-7, "--alpha-ramp", 0)
     run_stage(train_classification.main, *arguments(data_root, tmp_path / "flat", *more))
     rows = [json.loads(row) for row in (tmp_path / "flat/log.jsonl").read_text().splitlines()]
-    assert all("--alpha" in row["warning"] for row in rows)
+    assert all("--re-seams drop" in row["warning"] for row in rows)
     assert capsys.readouterr().err.count("warning: step") == 1

@@ -215,6 +215,10 @@ def complete(args: argparse.Namespace) -> None:
     for each in args.more:
         if "=" not in each or each.partition("=")[0] not in known:
             raise InputError(f"--with {each!r}: give STEP=OPTIONS; steps are {', '.join(known)}")
+        try:
+            shlex.split(each)
+        except ValueError as error:
+            raise InputError(f"--with {each!r}: {error}") from None
     # Absolute, since scripts run in the repository.
     args.runs = (args.runs or Path("runs/small" if args.small else "runs/voc")).resolve()
     args.split = args.split or ("train" if args.small else "train_aug")

@@ -151,7 +151,7 @@ def _row(path: str, seeds: list[Pipeline]) -> Row:
         if "p_cls" in (settings := record["settings"]):
             variant = [*VARIANTS][bool(settings["p_cls"]) + 2 * bool(settings.get("re"))]
             if variant == "all":
-                kind = settings.get("re_seams", "keep"), settings.get("re_scale", "raw")
+                kind = str(settings.get("re_seams", "keep")), str(settings.get("re_scale", "raw"))
                 variant = L_RE.get(kind, "")
             return Row(path, seeds, variant, str(settings.get("backbone", "")))
     backbone, *rest = Path(path).parts[-3:]
