@@ -225,6 +225,8 @@ def main(argv: list[str] | None = None) -> None:
             if predicted.out != folder:
                 parser.error("--out is predict.py's; give --save-predictions")
             made["predict"] = predicted.settings
+        if args.classifier is not None:
+            note_trained_on(args, data, ids)
         known = scored_before(args, made)
         # Predictions that were asked for may have been deleted since.
         if args.checkpoint is not None and (args.save_predictions is not None or known is None):
@@ -240,7 +242,6 @@ def main(argv: list[str] | None = None) -> None:
         if args.classifier is not None:
             network = checkpoint.load_model(args.classifier, (Classifier,), data.classes)
             network = network.to(device, memory_format=torch.channels_last)
-            note_trained_on(args, data, ids)
             figures = inference.average_precision(
                 network, data, ids, data.image_labels(ids), args.workers, device, "evaluate"
             )

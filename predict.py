@@ -53,6 +53,7 @@ def get_args_parser() -> options.Parser:
     p.add_argument("--no-crf", dest="crf", action="store_false", help="leave out the dense CRF")
     options.add_crf(p, recipe.PREDICTION)
     words = "of a classifier: background score of its CAMs' masks; none: every pixel has a class"
+    words += ", as where its data have no background"
     kind = options.or_word("none", options.fraction)
     p.add_argument("--threshold", type=kind, default=0.2, help=words)
     words = "a classifier sees the classes of this probability, or else the likeliest"
@@ -251,7 +252,9 @@ def main(argv: list[str] | None = None) -> None:
         pictures = find_pictures(args.pictures)
         inputs["pictures"] = files.digest_files(pictures.values())
     if not background:
-        args.threshold = args.settings["threshold"] = "none"
+        args.threshold = "none"
+        if args.pictures and isinstance(network, Classifier):  # which older runs did not know
+            args.settings["threshold"] = "none"
     amp = precision.amp_type(args.amp, device)
     backend = crf.require(args.crf_backend) if args.crf else "no CRF"
     resolved = {"amp": amp, "crf_backend": backend}

@@ -60,7 +60,7 @@ def replace_folder(partial: Path, out: Path, old: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder beside `out`, which is empty or not there; it becomes `out` at the end.
 
-    Nobody sees half of it; where the block raises nothing is left.
+    For files alone. Nobody sees half of it; where the block raises nothing is left.
     """
     check_folder(out)
     out = out.resolve()
@@ -70,6 +70,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         with naming(out):
+            for path in folder.iterdir():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
             folder.rename(out)
 
 

@@ -56,6 +56,12 @@ def test_weights_of_other_networks_are_refused(tmp_path):
     checkpoint.save_model(path, network, ["a", "b", "c"])
     with pytest.raises(InputError, match="holds a resnet18, not a resnet50"):
         weights.load(path, "resnet50")
+    saved = torch.load(path, weights_only=True)
+    torch.save(saved | {"background": 1}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="its background is no bool"):
+        weights.load(tmp_path / "other.pt", "resnet18")
+    torch.save({k: v for k, v in saved.items() if k != "background"}, tmp_path / "older.pt")
+    assert checkpoint.load_model(tmp_path / "older.pt", (Classifier,), None).background is True
     again = backbones.build("resnet18", weights.load(path, "resnet18"))
     for mine, theirs in zip(again.parameters(), network.backbone.parameters(), strict=True):
         assert torch.equal(mine, theirs)

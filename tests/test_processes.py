@@ -139,6 +139,9 @@ def test_advice_is_of_this_script(capsys, monkeypatch):
     assert line_of(gpu, make_cam.get_args_parser).endswith(
         "--max-side or --amp bf16 and start again"
     )
+    monkeypatch.setattr(sys, "argv", ["make_cam.py", "--amp", "bf16", "--jobs=1"])
+    assert "--amp" not in line_of(gpu, make_cam.get_args_parser)
+    assert "--device cpu" in line_of(gpu, make_pseudo_labels.get_args_parser)
     assert line_of(cpu, make_cam.get_args_parser).endswith(
         "; give fewer --batch-images, smaller --scales, a smaller --max-side, fewer --workers or "
         "--amp bf16 and start again"

@@ -38,7 +38,7 @@ OUTPUTS = {
         "its map, its CAM the map's positive part",
     ),
     AffinityNet: ("edges", "logits of a class boundary (N, ceil(H/4), ceil(W/4))"),
-    DeepLabV3Plus: ("logits", "logits (N, C + 1, H, W); label 0 is the background"),
+    DeepLabV3Plus: ("logits", "logits (N, C + 1, H, W); label 0 is {background}"),
 }
 CARD = """# {network}, {backbone}
 
@@ -196,7 +196,8 @@ def main(argv: list[str] | None = None) -> None:
     record = files.read_json(beside, "restore it") if beside.exists() else {}
     kind = type(network)
     output, meaning = OUTPUTS[kind]
-    meaning = meaning.format(stride=network.backbone.strides[-1])
+    background = "the background" if network.background else "never given"
+    meaning = meaning.format(stride=network.backbone.strides[-1], background=background)
     whole = FromPixels(network).eval()
 
     with files.new_folder(args.out) as folder:
@@ -209,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
             "network": kind.__name__,
             "arguments": network.arguments,
             "classes": network.classes,
+            "background": network.background,
             "output": {"name": output, "is": meaning},
             "mean": recipe.DATA.mean,
             "std": recipe.DATA.std,

@@ -30,9 +30,9 @@ def start(device: str) -> torch.device:
     """Choose this process's device and join the process group, if there are several processes.
 
     The one place where a device gets its index: of several processes each takes the GPU of its
-    number on its machine. `run_main` leaves the group again. `device`: "auto" (CUDA where there is
-    one), "cpu", "cuda" or "cuda:N". No such device, or fewer GPUs than processes on this machine:
-    an InputError.
+    number on its machine, or, started by srun, the only one that it is shown. `run_main` leaves the
+    group again. `device`: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N". No such
+    device, or fewer GPUs than processes on this machine: an InputError.
     """
     several = world_size() > 1
     missing = [name for name in JOINING if name not in os.environ]

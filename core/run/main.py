@@ -39,7 +39,8 @@ SAVERS = {
     "--workers": "fewer --workers",
     "--amp": "--amp bf16",
 }
-ON_A_GPU = {"--jobs", "--amp"}  # what helps there only where more was asked for
+# What helps on a GPU only where the command line asks for more than there is by default.
+ON_A_GPU = {"--jobs": r"--jobs[ =](?![01]\b)", "--amp": r"--amp[ =]off\b", "--workers": "(?!)"}
 ON_GPU = re.compile(r"\b(?:CUDA|HIP|NCCL|CUBLAS|CUDNN|CUSPARSE|CUSOLVER)|find an engine")
 WANTED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ([KMGT]?i?B\w*)", re.IGNORECASE)
 LOST = re.compile("gloo|NCCL|connection (?:closed|reset|refused)|broken pipe", re.IGNORECASE)
@@ -262,8 +263,9 @@ def explain(error: BaseException, options: set[str]) -> str | None:
         savers = list(SAVERS)
         if gpu:
             # Loaders take none of a GPU's; one job and 16 bits are there already, unless told.
-            told = {word.partition("=")[0] for word in sys.argv}
-            savers = [s for s in SAVERS if s != "--workers" and (s not in ON_A_GPU or s in told)]
+            told = " ".join(sys.argv)
+            at_best = [name for name, more in ON_A_GPU.items() if not re.search(more, told)]
+            savers = [name for name in SAVERS if name not in at_best]
             if "--device" in options and not options & set(savers):
                 return f"{what}; give --device cpu and start again"
     elif type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

@@ -178,7 +178,7 @@ class Run:
                 self._note_batch(mapping(old, "resolved").get("bn_batch"))
         elif any(p.is_file() and not p.name.startswith(".") for p in self.out.rglob("*")):
             raise InputError(f"{self.out}: holds files but no run.json; choose an empty directory")
-        for folder in (".", "overlays", "heat_maps/*"):
+        for folder in (".", "overlays", "heat_maps", "heat_maps/*"):
             for path in self.out.glob(f"{folder}/.*.tmp"):  # what a killed run left half-written
                 path.unlink()
         self._write()
@@ -206,9 +206,12 @@ class Run:
             yield from ("last.pt", "log.jsonl")
         if self.stage == "predict":
             yield "overlays/legend.png"
+            classes = old.get("classes")
             for name in (Path(each).stem for each in makes):
                 yield f"overlays/{name}.jpg"
-                yield from (f"heat_maps/{name}/{each}.jpg" for each in old.get("classes") or ())
+                for each in classes if isinstance(classes, list) else ():
+                    yield f"heat_maps/{name}/{each}.jpg"
+                    yield f"heat_maps/{name}_{each}.jpg"  # of earlier versions
 
     def _compare(self, old: dict[str, Any]) -> str:
         """What forbids going on from an earlier run.json, in one line; empty if nothing does."""
