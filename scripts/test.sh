@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set up an environment if none is active and run the tests: no GPU, no network, no data needed.
-# Machine: 2 CPU cores. Time: at most 10 minutes after the installation.
+# Machine: 2 CPU cores. Time: 8 to 20 minutes after the installation, by the cores.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
